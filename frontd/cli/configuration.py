@@ -1,0 +1,54 @@
+"""Verbs about the configuration: `check` and `show config`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from frontd.cli.common import config_option, count, print_problems, read_config
+from frontd.cli.controlclient import fetch, find_socket, socket_option
+
+
+@click.command(short_help="Find every problem of a configuration.")
+@config_option
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the file instead, for editors.")
+def check(config: str | None, schema: bool) -> None:
+    """Find every problem of a configuration.
+
+    Errors end with exit code 3; warnings do not.
+    """
+    if schema:
+        from frontd.config.load import schema as json_schema
+
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    loaded = read_config(config)
+    print_problems(loaded.warnings)
+    warned = f", {count(len(loaded.warnings), 'warning')}" if loaded.warnings else ""
+    click.echo(f"ok: {count(len(loaded.config.sites), 'site')}, {count(len(loaded.config.pools), 'pool')}{warned}")
+
+
+@click.command("config", short_help="The configuration in full.")
+@click.argument("live", required=False, type=click.Choice(["live"]))
+@config_option
+@socket_option
+@click.pass_context
+def show_config(ctx: click.Context, live: str | None, config: str | None, socket_path: str | None) -> None:
+    """The configuration in full: defaults filled in, shorthands written out, secrets hidden.
+
+    Reads the file as 'frontd serve' would; with the word 'live' it asks the running frontd for the one that it serves.
+    """
+    given = click.core.ParameterSource.COMMANDLINE
+    if live:
+        if ctx.get_parameter_source("config") == given:
+            raise click.UsageError("'live' asks the running frontd; it does not go with -c")
+        click.echo(str(fetch(find_socket(socket_path), "/config")["yaml"]).rstrip("\n"))
+        return
+    if ctx.get_parameter_source("socket_path") == given:
+        raise click.UsageError("--socket goes with the word 'live': frontd show config live --socket PATH")
+    import yaml
+
+    from frontd.config.load import effective
+
+    click.echo(yaml.safe_dump(effective(read_config(config).config), sort_keys=False, allow_unicode=True).rstrip("\n"))

@@ -1,0 +1,255 @@
+"""What `frontd demo` builds: three sample apps, a configuration file, frontd in front of them.
+
+Everything lies in ``<state_dir>/demo/`` (``demo-2`` and so on while another demo of this user runs: each holds a lock
+on its folder).  All processes are children that end with this one (see `children`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frontd.cli.children import spawn, stop
+from frontd.cli.common import Failure, loopback_addresses, pick_port
+from frontd.cli.proxy import listeners, quoted
+
+HTTPS_PORT, HTTP_PORT = 8443, 8080
+START = 15.0  # seconds that a child may take to start, on a loaded machine
+SOCKET_PATH_MAX = 107  # bytes, sun_path of unix(7) less the final NUL
+
+
+@dataclass(slots=True)
+class App:
+    """One sample app: its name, its process, and the port it keeps over restarts."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def target(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(slots=True)
+class World:
+    """All that stands while the demo runs."""
+
+    folder: Path
+    ca: Path
+    https_port: int
+    http_port: int
+    control: Path
+    dead_port: int
+    apps: dict[str, App] = field(default_factory=dict)
+    front: subprocess.Popen[bytes] | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "frontd.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "frontd.log"
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.https_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://localhost:{self.http_port}"
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        front = [self.front] if self.front else []
+        return [*front, *(app.process for app in self.apps.values())]
+
+    def start_app(self, name: str) -> None:
+        """Start a sample app, or start it again on the port it had.  Raises `Failure`."""
+        port = self.apps[name].port if name in self.apps else 0
+        process = spawn(
+            [sys.executable, "-m", "frontd.cli.sample_app", "--port", str(port), "--name", name],
+            stdout=subprocess.PIPE,
+        )
+        self.apps[name] = App(name, process, port)
+        assert process.stdout is not None
+        with process.stdout as output:  # its first line says where it listens
+            line = output.readline().decode()
+        if not line.startswith("sample app"):
+            raise Failure(f"the sample app {name!r} did not start")
+        self.apps[name].port = int(line.rpartition(":")[2])
+
+    def kill_app(self, name: str) -> None:
+        """SIGKILL: the app has no chance to finish anything."""
+        self.apps[name].process.kill()
+        self.apps[name].process.wait()
+
+
+@contextlib.contextmanager
+def build() -> Iterator[World]:
+    """A running world; stopped in under two seconds when the block ends, however it ends.  Raises `Failure`."""
+    from frontd.cli.devca import ensure
+    from frontd.config.places import default_state_dir, in_container
+
+    state_dir = default_state_dir()
+    with contextlib.ExitStack() as stack:
+        try:
+            certificate = ensure(state_dir)
+            folder = stack.enter_context(_own_folder(state_dir))
+        except OSError as error:
+            hint = "Choose another with FRONTD_STATE_DIR."
+            raise Failure(f"cannot write to the state directory: {error}\n{hint}") from None
+        local = loopback_addresses()
+        # A port that is bound but does not listen: connections are refused, and nobody else gets it.
+        dead = stack.enter_context(socket.socket())
+        dead.bind(("127.0.0.1", 0))
+        world = World(
+            folder=folder,
+            ca=certificate.ca,
+            https_port=pick_port(HTTPS_PORT, local),
+            http_port=pick_port(HTTP_PORT, local),
+            control=_control_path(folder),
+            dead_port=dead.getsockname()[1],
+        )
+        try:
+            for name in ("app", "blue", "green"):
+                world.start_app(name)
+            world.config.write_text(
+                configuration(world, certificate.cert, certificate.key, None if in_container() else local)
+            )
+            _start_front(world)
+            yield world
+        finally:
+            stop(world.processes)
+            if world.control.parent != folder:
+                shutil.rmtree(world.control.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_folder(state_dir: Path) -> Iterator[Path]:
+    for number in range(1, 100):
+        folder = state_dir / ("demo" if number == 1 else f"demo-{number}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        try:
+            yield folder
+        finally:
+            os.close(lock)
+        return
+    raise Failure("a hundred demos run already")
+
+
+def _control_path(folder: Path) -> Path:
+    path = folder / "control.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+        return path
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="frontd-demo-")) / "control.sock"
+
+
+def configuration(world: World, cert: Path, key: Path, addresses: list[str] | None) -> str:
+    """The demo's frontd.yaml."""
+    app, blue, green = (world.apps[name].target for name in ("app", "blue", "green"))
+    return "\n".join(
+        [
+            "# Written by 'frontd demo'. The three apps behind it exist only while it runs.",
+            "listen:",
+            *listeners("http", world.http_port, addresses),
+            *listeners("https", world.https_port, addresses),
+            "tls:",
+            "  certificates:",
+            f"    - cert: {quoted(str(cert))}",
+            f"      key: {quoted(str(key))}",
+            "sites:",
+            "  demo:",
+            "    urls:",
+            f"      - {world.url}/          # http://localhost:{world.http_port}/ redirects here",
+            "    routes:",
+            "      /: app",
+            "      /replicas/:",
+            "        pool: replicas",
+            "        strip_prefix: true",
+            "      /dead/: dead",
+            "pools:",
+            "  app:",
+            "    targets:",
+            f"      - {app}",
+            "  replicas:",
+            "    targets:",
+            f"      - {blue}",
+            f"      - {green}",
+            "  dead:",
+            "    targets:",
+            f"      - http://127.0.0.1:{world.dead_port}   # nothing listens here",
+            "    queue:",
+            "      wait: 1s                    # 30s by default",
+            "timeouts:",
+            "  drain: 1s                       # 30s by default",
+            "log:",
+            "  access:",
+            f"    to: {quoted(str(world.folder / 'access.log'))}",
+            "    format: w3c",
+            "control:",
+            f"  socket: {quoted(str(world.control))}",
+            f"state_dir: {quoted(str(world.folder))}",
+            "",
+        ]
+    )
+
+
+def _start_front(world: World) -> None:
+    """Start frontd and wait until it is ready.  Raises `Failure` with what it said."""
+    from frontd.cli.controlclient import call
+
+    with world.log.open("wb") as log:
+        front = spawn([sys.executable, "-m", "frontd", "serve", "-c", str(world.config)], stdout=log, stderr=log)
+    world.front = front
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline and front.poll() is None:
+        with contextlib.suppress(Failure):
+            if call(world.control, "GET", "/readyz").status == 200:
+                return
+        time.sleep(0.03)
+    said = world.log.read_text(errors="replace").strip() or "(nothing)"
+    what = "did not get ready in time" if front.poll() is None else f"ended with exit code {front.returncode}"
+    raise Failure(f"frontd {what}. It said:\n{said}")
+
+
+def frontd_command() -> str:
+    """How the user can type `frontd` in a shell: the installed command, or this Python with ``-m``."""
+    beside = Path(sys.executable).parent / "frontd"
+    if beside.exists():
+        found = shutil.which("frontd")
+        return "frontd" if found and Path(found) == beside else shlex.quote(_short(beside))
+    return f"{python_command()} -m frontd"
+
+
+def python_command() -> str:
+    """The Python to type in a shell."""
+    found = shutil.which("python")
+    executable = Path(sys.executable)
+    return "python" if found and Path(found) == executable else shlex.quote(_short(executable))
+
+
+def _short(path: Path) -> str:
+    """`path` as seen from the current directory when it lies below."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,456 @@
+"""The tree of the file becomes a draft of the configuration: shorthands expanded, defaults of this machine filled in,
+site limits merged, listeners derived, implicit pools made.
+
+A draft holds what was right, so that `checks` can look at it although something else was wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frontd.config import places
+from frontd.config.fill import Room, check_keys, complain, fill, section
+from frontd.config.leaves import File, Network
+from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
+from frontd.config.model import (
+    Certificate,
+    Config,
+    Control,
+    Health,
+    Limits,
+    Listen,
+    Log,
+    LogFile,
+    Part,
+    Pool,
+    Route,
+    Site,
+    Target,
+    Timeouts,
+    Tls,
+    TlsHost,
+    tls_host_name,
+)
+from frontd.config.problems import Mark
+from frontd.config.units import Scalar, address_and_port, clip, text
+from frontd.model.urlprefix import DEFAULT_PORTS, UrlPrefix, canonical_prefix, path_key
+
+_TOP = Mark()
+
+
+@dataclass(slots=True)
+class Draft:
+    """The parts that could be made.  `listeners_known` and `certificates_known` say that none is missing."""
+
+    root: MapNode
+    state_dir: Path
+    container: bool
+    listen: dict[str, Listen] = field(default_factory=dict)
+    listeners_known: bool = True
+    tls_default: str | None = None
+    certificates: dict[int, Certificate] = field(default_factory=dict)
+    certificates_known: bool = True
+    tls_hosts: dict[str, TlsHost] = field(default_factory=dict)
+    trusted_proxies: list[Network] = field(default_factory=list)
+    sites: dict[str, Site] = field(default_factory=dict)
+    pools: dict[str, Pool] = field(default_factory=dict)
+    pool_names: set[str] = field(default_factory=set)
+    limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    log: Log | None = None
+    control: Control | None = None
+    health: Health | None = None
+
+    def config(self) -> Config:
+        """The whole configuration; only when no error was noted."""
+        assert self.log is not None
+        assert self.control is not None
+        tls = Tls(certificates=tuple(self.certificates.values()), default=self.tls_default, hosts=self.tls_hosts)
+        return Config(
+            listen=self.listen,
+            tls=tls,
+            trusted_proxies=tuple(self.trusted_proxies),
+            sites=self.sites,
+            pools=self.pools,
+            limits=self.limits,
+            timeouts=self.timeouts,
+            log=self.log,
+            control=self.control,
+            health=self.health,
+            state_dir=self.state_dir,
+        )
+
+
+def build(room: Room, root: Node | None, environ: Mapping[str, str], container: bool) -> Draft | None:
+    """Make a draft of everything in the tree; errors are noted on the room's source."""
+    if root is None:
+        room.source.error(_TOP, "", "the file is empty; it needs at least `sites`")
+        return None
+    top = section(room, root)
+    if top is None:
+        return None
+    top.values = {key: value for key, value in top.values.items() if not key.startswith("x-")}
+    top.entries = [entry for entry in top.entries if not entry.key.scalar.startswith("x-")]
+    check_keys(room, Config, top)
+    draft = Draft(top, _state_dir(room, top, environ, container), container)
+    _limits_and_timeouts(room, top, draft)
+    _tls(room, top.values.get("tls"), draft)
+    _pools(room, top.values.get("pools"), draft)
+    _sites(room, top, draft)
+    _listen(room, top.values.get("listen"), draft)
+    _trusted(room, top.values.get("trusted_proxies"), draft)
+    _log(room, top.values.get("log"), draft)
+    _control(room, top.values.get("control"), draft)
+    if (health := top.values.get("health")) is not None and not _is_nothing(health):
+        draft.health = fill(room, Health, health)
+    return draft
+
+
+def _is_nothing(node: Node | None) -> bool:
+    return node is None or (isinstance(node, ScalarNode) and node.is_null)
+
+
+def _named(room: Room, node: Node | None) -> dict[str, Node]:
+    """A map by name; a name without a value is an error, since nobody can tell what was meant."""
+    if node is None or (found := section(room, node)) is None:
+        return {}
+    for value in found.values.values():
+        if _is_nothing(value):
+            complain(room, value, "the key has no value", "write one, or leave the key out")
+    return {name: value for name, value in found.values.items() if not _is_nothing(value)}
+
+
+def _state_dir(room: Room, top: MapNode, environ: Mapping[str, str], container: bool) -> Path:
+    node = top.values.get("state_dir")
+    default = places.default_state_dir(environ, container)
+    if node is None:
+        return default
+    made = fill(room, _StateDir, MapNode(node.mark, path=node.path, values={"state_dir": node}))
+    return made.state_dir if made else default
+
+
+class _StateDir(Part):
+    state_dir: File
+
+
+def _limits_and_timeouts(room: Room, top: MapNode, draft: Draft) -> None:
+    for key, model in (("limits", Limits), ("timeouts", Timeouts)):
+        if key in top.values and (made := fill(room, model, top.values[key])) is not None:
+            setattr(draft, key, made)
+
+
+# ---------------------------------------------------------------------------------------------------- tls, pools
+
+
+def _tls(room: Room, node: Node | None, draft: Draft) -> None:
+    if node is None or (values := section(room, node)) is None:
+        return
+    check_keys(room, Tls, values)
+    certificates = values.values.get("certificates")
+    if isinstance(certificates, ListNode):
+        for index, item in enumerate(certificates.items):
+            made = fill(room, Certificate, item)
+            if made is None:
+                draft.certificates_known = False
+            else:
+                draft.certificates[index] = made if made.name else made.model_copy(update={"name": str(index)})
+    elif not _is_nothing(certificates):
+        assert certificates is not None
+        draft.certificates_known = False
+        complain(room, certificates, f"a list is expected, not {certificates.what}", "each certificate begins with -")
+    if (default := values.values.get("default")) is not None:
+        rest = fill(room, Tls, MapNode(default.mark, path=values.path, values={"default": default}))
+        draft.tls_default = rest.default if rest else None
+    for key, value in _named(room, values.values.get("hosts")).items():
+        try:
+            host = tls_host_name(key)
+        except ValueError as error:
+            complain(room, value, str(error))
+            continue
+        made_host = fill(room, TlsHost, value)
+        if host in draft.tls_hosts:
+            complain(room, value, f"the host {host} is already there")
+        elif made_host is not None:
+            draft.tls_hosts[host] = made_host
+
+
+def _pools(room: Room, node: Node | None, draft: Draft) -> None:
+    for name, value in _named(room, node).items():
+        draft.pool_names.add(name)
+        pool = fill(room, Pool, value, {"name": name})
+        if pool is None:
+            continue
+        draft.pools[name] = pool
+        if is_target(name) and [str(target) for target in pool.targets] != [name]:
+            complain(room, value, "a pool that is named like a target has exactly this target")
+
+
+def is_target(word: str) -> bool:
+    """Whether a word in place of a route is a target and not the name of a pool."""
+    return "://" in word or word.startswith("unix:")
+
+
+# ---------------------------------------------------------------------------------------------------- sites
+
+
+def _sites(room: Room, top: MapNode, draft: Draft) -> None:
+    node = top.values.get("sites")
+    if node is None:
+        room.source.error(
+            top.at, "", "the key `sites` is missing", "the smallest site is   shop.example.com: http://app:8000"
+        )
+        return
+    named = _named(room, node)
+    if _is_nothing(node) or (isinstance(node, MapNode) and not node.values):
+        complain(room, node, "at least one site is needed")
+    for name, value in named.items():
+        draft.sites[name] = _site(room, top, name, value)
+    for name, target in room.targets.items():
+        if name not in draft.pool_names:
+            draft.pools[name] = Pool(name=name, targets=(target,))
+
+
+def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
+    """A site; one with an error keeps what is right of it, so that its URLs and routes are checked all the same."""
+    if isinstance(node, ScalarNode):
+        route = _route(room, node)
+        room.routes[name, "/"] = node
+        routes = {"/": route} if route else {}
+        return Site.model_construct(name=name, urls=_key_as_url(room, name, node), routes=routes)
+    values = section(room, node)
+    if values is None:
+        return Site.model_construct(name=name, urls=(), routes={})
+    urls = _urls(room, name, values.values["urls"]) if "urls" in values.values else _key_as_url(room, name, values)
+    given: dict[str, object] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
+    for key, model in (("limits", Limits), ("timeouts", Timeouts)):
+        given[key] = _merged(room, model, top.values.get(key), values.values.get(key))
+    if given["urls"] and given["routes"]:
+        made = fill(room, Site, values, given)
+        if made is not None:
+            return made
+    else:
+        check_keys(room, Site, values)
+    return Site.model_construct(None, **given)
+
+
+def _merged(
+    room: Room, model: type[Limits] | type[Timeouts], outer: Node | None, inner: Node | None
+) -> Limits | Timeouts:
+    """The limits or timeouts of a site: its own over the global ones."""
+    own = section(room, inner)
+    both = MapNode(own.mark, key=own.key, path=own.path) if own else MapNode(_TOP)
+    if isinstance(outer, MapNode):
+        both.values.update(outer.values)
+    if own:
+        both.values.update(own.values)
+        both.entries = own.entries
+    return fill(room, model, both) or model()
+
+
+def _key_as_url(room: Room, name: str, node: Node) -> tuple[UrlPrefix, ...]:
+    try:
+        if "/" in name or (":" in name and not name.startswith("[")) or "]:" in name:
+            raise ValueError(f"{clip(name)} is not a host name")
+        url = UrlPrefix.parse(f"https://{name}/")
+    except ValueError as error:
+        message = f"a site without `urls` has its host as key, but {error}"
+        room.source.error(node.key or node.mark, node.path, message, "give it a name and write   urls: [https://host/]")
+        return ()
+    # the key is where the URL is written
+    room.urls[name, url] = ScalarNode(node.key or node.mark, Scalar.of(name), path=node.path)
+    return (url,)
+
+
+def _urls(room: Room, site: str, node: Node) -> tuple[UrlPrefix, ...]:
+    if not isinstance(node, ListNode):
+        if not (isinstance(node, ScalarNode) and node.broken):
+            complain(room, node, f"a list is expected, not {node.what}", "write it as [https://host/]")
+        return ()
+    if not node.items:
+        complain(room, node, "at least one is needed")
+    found: list[UrlPrefix] = []
+    for item in node.items:
+        if isinstance(item, ScalarNode) and item.broken:
+            continue
+        if not isinstance(item, ScalarNode) or item.is_null:
+            complain(room, item, f"a URL is expected, not {item.what}")
+            continue
+        try:
+            found.append(UrlPrefix.parse(text(item.scalar)))
+            room.urls[site, found[-1]] = item
+        except ValueError as error:
+            complain(room, item, str(error))
+    return tuple(found)
+
+
+def _routes(room: Room, name: str, site: MapNode) -> dict[str, Route]:
+    node = site.values.get("routes")
+    if node is None:
+        room.source.error(
+            site.at,
+            site.path,
+            "the key `routes` is missing",
+            "write   routes: {/: POOL}   or   routes: {/: http://app:8000}",
+        )
+        return {}
+    found: dict[str, Route] = {}
+    seen: dict[str, str] = {}
+    named = _named(room, node)
+    if _is_nothing(node) or (isinstance(node, MapNode) and not node.values):
+        complain(room, node, "at least one route is needed")
+    for key, value in named.items():
+        route = _route(room, value)
+        try:
+            prefix = canonical_prefix(key)
+        except ValueError as error:
+            hint = f'did you mean "/{key}"?' if not key.startswith("/") else ""
+            room.source.error(value.key or value.mark, value.path, str(error), hint)
+            continue
+        room.routes[name, prefix] = value
+        if path_key(prefix) in seen:
+            room.source.error(
+                value.key or value.mark,
+                value.path,
+                f"this is the same path as {seen[path_key(prefix)]} (a final / and letter case do not count)",
+            )
+        seen[path_key(prefix)] = key
+        if route is not None:
+            found[prefix] = route
+    return found
+
+
+def _route(room: Room, node: Node) -> Route | None:
+    """A route: a target, the name of a pool, or a map.  Targets are noted on the room, for implicit pools."""
+    if isinstance(node, ScalarNode) and not node.is_null:
+        if node.broken:
+            return None
+        key = "target" if is_target(node.scalar) else "pool"
+        node = MapNode(node.mark, key=node.key, path=node.path, values={key: node})
+    values = section(room, node)
+    if values is None:
+        return None
+    target = values.values.get("target")
+    if target is None:
+        return fill(room, Route, values)
+    if "pool" in values.values or "redirect" in values.values:
+        complain(room, node, "a route has exactly one of `pool`, `target` and `redirect`")
+        return None
+    if not isinstance(target, ScalarNode) or target.is_null:
+        complain(room, target, f"a target is expected, not {target.what}")
+        return None
+    if target.broken:
+        return None
+    try:
+        parsed = Target.parse(text(target.scalar), room.base)
+    except ValueError as error:
+        complain(room, target, str(error))
+        return None
+    room.targets[str(parsed)] = parsed
+    return fill(room, Route, values, {"pool": str(parsed)})
+
+
+# ---------------------------------------------------------------------------------------------------- listen
+
+
+def _listen(room: Room, node: Node | None, draft: Draft) -> None:
+    values = section(room, node)
+    if node is not None and values is None:
+        draft.listeners_known = False
+        return
+    if values is None or not values.values:
+        draft.listen = derived_listeners(draft.sites)
+        return
+    for name, value in values.values.items():
+        listener = _listener(room, name, value)
+        if listener is None:
+            draft.listeners_known = False
+        else:
+            draft.listen[name] = listener
+
+
+def _listener(room: Room, name: str, node: Node) -> Listen | None:
+    implied = name if name in DEFAULT_PORTS else None
+    if isinstance(node, ScalarNode):
+        if node.broken:
+            return None
+        if node.is_null:
+            complain(room, node, "the key has no value", "write a port, or leave the key out")
+            return None
+        try:
+            address, port = address_and_port(node.scalar)
+        except ValueError as error:
+            complain(room, node, str(error))
+            return None
+        if implied is None:
+            complain(
+                room,
+                node,
+                "a listener that is not named http or https needs its kind",
+                f"write   {name}: {{kind: https, port: {port}}}",
+            )
+            return None
+        return Listen(name=name, kind="http" if implied == "http" else "https", address=address, port=port)
+    values = section(room, node)
+    if values is None:
+        return None
+    kind = values.values.get("kind")
+    if implied is None:
+        return fill(room, Listen, values, {"name": name})
+    if isinstance(kind, ScalarNode) and kind.scalar in DEFAULT_PORTS and kind.scalar != implied:
+        complain(room, kind, f"a listener named {name} is of kind {name}", "give the listener another name")
+        return None
+    return fill(room, Listen, values, {"name": name} if kind is not None else {"name": name, "kind": implied})
+
+
+def derived_listeners(sites: Mapping[str, Site]) -> dict[str, Listen]:
+    """The listeners that the sites' URLs ask for, and http on 80 where something is to be redirected from there."""
+    wanted = sorted({(url.scheme, url.port) for site in sites.values() for url in site.urls})
+    redirects = any(url.scheme == "https" for site in sites.values() if site.redirect_http for url in site.urls)
+    if redirects and not any(scheme == "http" for scheme, _ in wanted):
+        wanted.insert(0, ("http", 80))
+    found: dict[str, Listen] = {}
+    for scheme, port in wanted:
+        only = port == DEFAULT_PORTS[scheme] or [s for s, _ in wanted].count(scheme) == 1
+        name = scheme if only else f"{scheme}-{port}"
+        found[name] = Listen(name=name, kind="http" if scheme == "http" else "https", port=port)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- the rest
+
+
+def _trusted(room: Room, node: Node | None, draft: Draft) -> None:
+    if node is None or _is_nothing(node):
+        return
+    made = fill(room, _Trusted, MapNode(node.mark, path="", values={"trusted_proxies": node}))
+    draft.trusted_proxies = list(made.trusted_proxies) if made else []
+
+
+class _Trusted(Part):
+    trusted_proxies: tuple[Network, ...]
+
+
+def _log(room: Room, node: Node | None, draft: Draft) -> None:
+    made = fill(room, Log, node) if node is not None and not _is_nothing(node) else None
+    where: str | Path = "stdout" if draft.container else draft.state_dir / "log/access.log"
+    given = made.model_fields_set if made else set()
+    access = _complete(made.access if made and "access" in given else None, where, "access")
+    error = _complete(made.error if made and "error" in given else None, "stderr", "error")
+    draft.log = Log(access=access, error=error)
+
+
+def _complete(log: LogFile | None, where: str | Path, which: str) -> LogFile:
+    """A log with what was left out decided by where its lines go."""
+    given = {name: getattr(log, name) for name in log.model_fields_set} if log else {}
+    to = given.setdefault("to", where)
+    given.setdefault("format", "json" if which == "access" and to in ("stdout", "stderr", "off") else "w3c")
+    return LogFile(**given)
+
+
+def _control(room: Room, node: Node | None, draft: Draft) -> None:
+    made = fill(room, Control, node) if node is not None and not _is_nothing(node) else None
+    if made is None or "socket" not in made.model_fields_set:
+        made = Control(socket=places.default_control_socket(draft.state_dir))
+    draft.control = made

@@ -1,0 +1,189 @@
+"""What `check` must know about certificate files: whether they can be used, and which hosts they cover.
+
+Hosts are the subject alternative names (RFC 9525 6.3: the common name does not count).  A wildcard covers exactly one
+label.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key, pkcs12
+
+from frontd.config.model import Certificate
+from frontd.model.urlprefix import canonical_host, is_ip
+
+_MAX_FILE = 4 << 20
+
+
+class Unusable(Exception):
+    """A certificate cannot be used: the key of the configuration to blame, a sentence, a hint."""
+
+    def __init__(self, key: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """`hosts` in canonical form, wildcards as ``*.name``; `not_after` is in UTC; `warnings` are sentences."""
+
+    hosts: tuple[str, ...]
+    not_before: datetime.datetime
+    not_after: datetime.datetime
+    warnings: tuple[str, ...] = ()
+
+    def covers(self, host: str) -> bool:
+        """Whether a client that asked for the canonical `host` (or ``*.name``) accepts this certificate."""
+        if host in self.hosts:
+            return True
+        parent = host.partition(".")[2]
+        return bool(parent) and not is_ip(host) and not host.startswith("*") and "*." + parent in self.hosts
+
+
+def read_certificate(certificate: Certificate) -> CertificateFacts:
+    """Read the files of `certificate`, see that key and certificate belong together.  Raises `Unusable`."""
+    chain = _pfx_chain(certificate) if certificate.pfx is not None else _pem_chain(certificate)
+    try:
+        return _facts(chain)
+    except (ValueError, x509.InvalidVersion) as error:  # cryptography reads fields when they are asked for
+        raise Unusable("cert" if certificate.pfx is None else "pfx", f"the certificate is damaged: {error}") from None
+
+
+def _facts(chain: list[x509.Certificate]) -> CertificateFacts:
+    leaf = chain[0]
+    warnings: list[str] = []
+    hosts = _names(leaf)
+    if not hosts:
+        warnings.append("the certificate has no subject alternative name; clients ignore its common name")
+    now = datetime.datetime.now(datetime.UTC)
+    if leaf.not_valid_after_utc < now:
+        warnings.append(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+    elif leaf.not_valid_before_utc > now:
+        warnings.append(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d}")
+    if any(one.issuer != following.subject for one, following in itertools.pairwise(chain)):
+        warnings.append("the chain is not in order: each certificate is followed by the one of its issuer")
+    return CertificateFacts(hosts, leaf.not_valid_before_utc, leaf.not_valid_after_utc, tuple(warnings))
+
+
+def read_authorities(path: Path, key: str) -> None:
+    """See that `path` holds PEM certificates.  Raises `Unusable`."""
+    try:
+        x509.load_pem_x509_certificates(_bytes(path, key))
+    except (ValueError, x509.InvalidVersion):
+        raise Unusable(key, f"{path} holds no PEM certificate") from None
+
+
+def read_revocations(path: Path, key: str) -> None:
+    """See that `path` holds PEM revocation lists.  Raises `Unusable`."""
+    try:
+        x509.load_pem_x509_crl(_bytes(path, key))
+    except ValueError:
+        raise Unusable(key, f"{path} holds no PEM revocation list") from None
+
+
+def _bytes(path: Path, key: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        hint = (
+            "in compose, the service needs this name under `secrets:`" if str(path).startswith("/run/secrets/") else ""
+        )
+        raise Unusable(key, f"{path} cannot be read: {reason}", hint) from None
+    if len(data) > _MAX_FILE:
+        raise Unusable(key, f"{path} is larger than 4 MiB")
+    return data
+
+
+def _password(certificate: Certificate) -> bytes | None:
+    return certificate.password.get_secret_value().encode() if certificate.password is not None else None
+
+
+def _pem_chain(certificate: Certificate) -> list[x509.Certificate]:
+    assert certificate.cert is not None
+    data = _bytes(certificate.cert, "cert")
+    try:
+        chain = x509.load_pem_x509_certificates(data)
+    except (ValueError, x509.InvalidVersion):
+        hint = "this looks like a private key" if b"PRIVATE KEY" in data and b"BEGIN CERTIFICATE" not in data else ""
+        raise Unusable("cert", f"{certificate.cert} holds no PEM certificate", hint) from None
+    where, key_file = ("key", certificate.key) if certificate.key is not None else ("cert", certificate.cert)
+    key_data = _bytes(key_file, where)
+    if b"PRIVATE KEY-----" not in key_data:
+        hint = (
+            "name the key's file with `key`"
+            if where == "cert"
+            else "this looks like a certificate" * (b"CERTIFICATE" in key_data)
+        )
+        raise Unusable(where, f"{key_file} holds no PEM private key", hint)
+    password = _password(certificate)
+    try:
+        key = load_pem_private_key(key_data, password)
+    except TypeError:
+        if password is None:
+            raise Unusable(where, f"the key in {key_file} is encrypted", "give its `password`") from None
+        raise Unusable("password", f"the key in {key_file} is not encrypted; it takes no password") from None
+    except (ValueError, UnsupportedAlgorithm):
+        if password is not None:
+            raise Unusable("password", f"the key in {key_file} cannot be decrypted with this password") from None
+        raise Unusable(where, f"the key in {key_file} is damaged or of an unknown kind") from None
+    mine = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    matching = [index for index, one in enumerate(chain) if _public(one) == mine]
+    if not matching:
+        raise Unusable(where, f"the key in {key_file} does not belong to the certificate in {certificate.cert}")
+    if matching[0] != 0:
+        raise Unusable(
+            "cert",
+            f"the certificate of the key is number {matching[0] + 1} in {certificate.cert}",
+            "it comes first, then its chain",
+        )
+    return chain
+
+
+def _public(certificate: x509.Certificate) -> bytes:
+    try:
+        return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+
+
+def _pfx_chain(certificate: Certificate) -> list[x509.Certificate]:
+    assert certificate.pfx is not None
+    data = _bytes(certificate.pfx, "pfx")
+    password = _password(certificate)
+    try:
+        key, leaf, others = pkcs12.load_key_and_certificates(data, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if not data.startswith(b"\x30"):  # every PKCS#12 file is a DER sequence
+            raise Unusable("pfx", f"{certificate.pfx} is not a PKCS#12 file") from None
+        if password is None:
+            raise Unusable(
+                "pfx", f"{certificate.pfx} cannot be read without a password", "give its `password`"
+            ) from None
+        raise Unusable("password", f"{certificate.pfx} is damaged, or this is not its password") from None
+    if key is None or leaf is None:
+        missing = "private key" if key is None else "certificate"
+        raise Unusable("pfx", f"{certificate.pfx} holds no {missing}")
+    return [leaf, *others]
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ()
+    found = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    for name in names.get_values_for_type(x509.DNSName):
+        try:
+            found.append("*." + canonical_host(name[2:]) if name.startswith("*.") else canonical_host(name))
+        except ValueError:  # a name no client can ask for
+            continue
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""The tables of docs/configuration.md, made from the models' descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from frontd.config import model, units
+from frontd.config.fill import keys_of, shape_of
+from frontd.config.model import Part
+
+# Heading, model, what else people should know: shorthands and what the key of a map means.
+_PLACES: tuple[tuple[str, type[Part], str], ...] = (
+    ("Top level", model.Config, "Everything may be left out except `sites`. Keys that begin with `x-` are "
+        "ignored; they hold YAML anchors."),
+    (
+        "`listen.NAME`", model.Listen,
+        "A port (`https: 443`) or an `address:port` (`http: 127.0.0.1:8080`, `https: \"[::1]:443\"`) stands for "
+            "the map.",
+    ),
+    ("`tls`", model.Tls, ""),
+    ("`tls.certificates[]`", model.Certificate, "One of `cert` (with `key`) and `pfx`."),
+    ("`tls.hosts.HOST`", model.TlsHost, ""),
+    (
+        "`sites.NAME`", model.Site,
+        "A target or the name of a pool stands for a site with this one route and the key as its host: "
+            "`shop.example.com: http://app:8000`.",
+    ),
+    (
+        "`sites.NAME.routes.PATH`", model.Route,
+        "Exactly one of `pool`, `target` and `redirect`. A target (it contains `://` or begins with `unix:`) or "
+            "the name of a pool stands for the map.",
+    ),
+    ("`pools.NAME`", model.Pool, "A target stands for a pool that has only this one."),
+    ("`pools.NAME.queue`", model.Queue, ""),
+    ("`pools.NAME.tls`", model.PoolTls, ""),
+    ("`limits`, `sites.NAME.limits`", model.Limits, "A site's limits are laid over the global ones, key by key."),
+    ("`timeouts`, `sites.NAME.timeouts`", model.Timeouts, "A site's timers are laid over the global ones, key by key."),
+    ("`log`", model.Log, ""),
+    ("`log.access`, `log.error`", model.LogFile, "A word or path stands for `to`."),
+    ("`control`", model.Control, ""),
+    ("`health`", model.Health, ""),
+)  # fmt: skip
+
+_TARGET = (
+    "| `target` | target | – | `http://host:port`, `https://host:port` or `unix:/path`: "
+    "a pool of its own with this one target. |"
+)
+
+
+def reference() -> str:
+    """Markdown with one table per place of the file: key, type, default, meaning."""
+    parts = [_UNITS]
+    for heading, part, remark in _PLACES:
+        lines = [f"## {heading}", ""]
+        lines += [part.__doc__.replace("``", "`"), ""] if part.__doc__ else []
+        lines += [remark, ""] if remark else []
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += _rows(part)
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _rows(part: type[Part]) -> Iterable[str]:
+    for key in keys_of(part):
+        if key not in part.model_fields:
+            yield _TARGET
+            continue
+        field = part.model_fields[key]
+        meaning = (field.description or "").replace("|", "\\|")
+        yield f"| `{key}` | {_type(part, key, field)} | {_default(field)} | {meaning} |"
+
+
+def _kind(field: FieldInfo) -> units.Kind | None:
+    found = [mark for mark in field.metadata if isinstance(mark, units.Kind)]
+    for option in getattr(field.annotation, "__args__", ()):
+        found += [mark for mark in getattr(option, "__metadata__", ()) if isinstance(mark, units.Kind)]
+    return found[0] if found else None
+
+
+def _type(part: type[Part], key: str, field: FieldInfo) -> str:
+    shape, _ = shape_of(part, key)
+    kind = _kind(field)
+    if shape == "words":
+        return f"list of {kind.name}{'es' if kind.name.endswith('x') else 's'}" if kind else "list"
+    if shape == "word":
+        return kind.name if kind else "text"
+    return {"part": "map", "parts": "list of maps", "named": "map by name"}[shape]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.default
+    kind = _kind(field)
+    if value is PydanticUndefined or value is None or value == () or value == "":
+        return "`none`" if value is None and kind is not None and kind.name.endswith("`none`") else "–"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if kind is not None and kind.name.startswith("size"):
+        return f"`{_size(value)}`"
+    return f"`{value:g}s`" if isinstance(value, float) else f"`{value}`"
+
+
+def _size(value: int) -> str:
+    for unit, factor in (("MiB", 2**20), ("KiB", 2**10), ("MB", 10**6)):
+        if value and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return str(value)
+
+
+_UNITS = """\
+Durations: `20m`, `1h30m`, `500ms`; a bare number is seconds. Sizes: `30MB` is 30 · 10⁶ bytes, `32MiB` is 32 · 2²⁰; a
+bare number is bytes. Relative paths are relative to the directory of the configuration file.
+
+Every value and every key may contain `${VAR}`, `${VAR:-default}`, `${VAR:?message}` and `${file:/run/secrets/x}`; a
+dollar sign is written `$$`. They are replaced after the YAML is read, so what they contain never becomes structure.
+
+YAML is read by the rules of YAML 1.2: `no` and `22:22` are texts, and so is a number with a leading zero. Tags and
+equal keys are refused; anchors, aliases and `<<` work.
+"""

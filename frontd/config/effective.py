@@ -1,0 +1,63 @@
+"""The configuration in force, as plain data that loads again."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target
+from frontd.model.urlprefix import UrlPrefix
+
+REDACTED = "**********"
+
+
+def effective(config: Config, *, reveal: bool = False) -> dict[str, Any]:
+    """Every setting of `config` with defaults, derived listeners and implicit pools, as plain data.
+
+    Dumped as YAML it loads as the same configuration, once its secrets are put back; they read ``**********`` unless
+    `reveal`.  A ``$`` is doubled, since it would be interpolated on the way in.
+    """
+    data = _plain(config, reveal)
+    assert isinstance(data, dict)
+    return data
+
+
+def _plain(value: object, reveal: bool) -> Any:
+    if isinstance(value, Target | UrlPrefix | Path | ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return _text(str(value))
+    if isinstance(value, SecretStr):
+        return _text(value.get_secret_value()) if reveal else REDACTED
+    if isinstance(value, Part):
+        return _part(value, reveal)
+    if isinstance(value, dict):
+        return {_text(str(key)): _plain(item, reveal) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item, reveal) for item in value]
+    return _text(value) if isinstance(value, str) else value
+
+
+def _part(part: Part, reveal: bool) -> Any:
+    if isinstance(part, Health):
+        address, port = part.listen
+        return {"listen": f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
+    data: dict[str, Any] = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if name == "name" and isinstance(part, Listen | Site | Pool):
+            continue
+        if value is None:
+            if isinstance(part, Limits):
+                data[name] = "none"
+            continue
+        data[name] = _plain(value, reveal)
+    if isinstance(part, Route):
+        for unused in ("status",) if part.redirect is None else ("strip_prefix",):
+            data.pop(unused)
+    return data
+
+
+def _text(word: str) -> str:
+    return word.replace("$", "$$")

@@ -1,0 +1,462 @@
+"""The configuration as the rest of the program reads it: frozen, complete, in plain units.
+
+After `load` everything here is normalised: paths are absolute, sizes are bytes, durations are seconds, shorthands are
+expanded, a site's limits and timeouts are merged over the global ones, derived listeners and implicit pools exist.
+What people type is a little freer; `build` turns it into this, `schema` describes it, `docs` makes the reference from
+the descriptions below.  Every default states its precedent.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import Field, model_validator
+
+from frontd.config import places
+from frontd.config.leaves import (
+    Address,
+    Count,
+    CountOrNone,
+    Demand,
+    File,
+    Flag,
+    HostAndPort,
+    ListenerKind,
+    LogFormat,
+    LogTo,
+    Name,
+    Network,
+    Part,
+    Port,
+    Redirect,
+    Seconds,
+    Secret,
+    Size,
+    SizeOrNone,
+    Status,
+    Text,
+    TlsVersion,
+    Url,
+)
+from frontd.config.target import Target, TargetText
+from frontd.model.urlprefix import canonical_host
+
+__all__ = [
+    "Certificate",
+    "Config",
+    "Control",
+    "Health",
+    "Limits",
+    "Listen",
+    "Log",
+    "LogFile",
+    "M",
+    "Part",
+    "Pool",
+    "PoolTls",
+    "Queue",
+    "Route",
+    "Site",
+    "Target",
+    "Timeouts",
+    "Tls",
+    "TlsHost",
+    "tls_host_name",
+]
+
+M = TypeVar("M", bound=Part)
+
+
+# ---------------------------------------------------------------------------------------------------- limits, timeouts
+
+
+class Limits(Part):
+    """Sizes and counts that one client may use.  Global, and per site over the global ones."""
+
+    max_head: Size = Field(
+        default=16384, ge=64, le=16777216,
+        description="Request line and all header fields together, in bytes (HTTP.sys MaxRequestBytes: 16384).",
+    )  # fmt: skip
+    max_field: Size = Field(
+        default=16384, ge=64, le=16777216,
+        description="One header field, name and value, in bytes (HTTP.sys MaxFieldLength: 16384).",
+    )  # fmt: skip
+    max_fields: Count = Field(
+        default=200,
+        ge=1,
+        le=10000,
+        description="Header fields of one message (twice the 100 of HAProxy and Apache; HTTP.sys counts bytes only).",
+    )
+    max_segment: Count = Field(
+        default=260, ge=1, le=65535, description="Characters of one path segment (HTTP.sys UrlSegmentMaxLength: 260)."
+    )
+    max_segments: Count = Field(
+        default=255, ge=1, le=65535, description="Segments of one path (HTTP.sys UrlSegmentMaxCount: 255)."
+    )
+    max_url: SizeOrNone = Field(
+        default=None, ge=1, description="Path and query, in bytes; `none`: whatever `max_head` allows (IIS maxUrl)."
+    )
+    max_query: SizeOrNone = Field(
+        default=None, ge=1, description="Query, in bytes; `none`: whatever `max_head` allows (IIS maxQueryString)."
+    )
+    max_body: SizeOrNone = Field(
+        default=30000000,
+        ge=0,
+        description="Request body, in bytes; `none`: unlimited (HTTP.sys MaxRequestBodySize: 30000000).",
+    )
+    max_connections: CountOrNone = Field(
+        default=None, ge=1,
+        description="Connections open at once: in all, or of one site; `none`: unlimited (IIS MaxConnections: "
+            "unlimited).",
+    )  # fmt: skip
+
+
+class Timeouts(Part):
+    """Timers, named as HTTP.sys names them.  Global, and per site over the global ones."""
+
+    header_wait: Seconds = Field(
+        default=120.0, gt=0, description="For the whole request head, counted from accept (HTTP.sys HeaderWait: 120 s)."
+    )
+    entity_body: Seconds = Field(
+        default=120.0, gt=0, description="For each next part of a request body (HTTP.sys EntityBody: 120 s)."
+    )
+    drain_entity_body: Seconds = Field(
+        default=120.0, gt=0,
+        description="For the rest of a request body nobody wants any more (HTTP.sys DrainEntityBody: 120 s).",
+    )  # fmt: skip
+    idle_connection: Seconds = Field(
+        default=120.0, gt=0, description="Between two requests of a client connection (HTTP.sys IdleConnection: 120 s)."
+    )
+    min_send_rate: Count = Field(
+        default=150, ge=1, le=1000000000,
+        description="Bytes per second a client must read, counted only while bytes wait (HTTP.sys "
+            "MinSendBytesPerSecond: 150).",
+    )  # fmt: skip
+    connect: Seconds = Field(
+        default=5.0, gt=0, description="To connect to a target, TLS included (HAProxy's documented example: 5 s)."
+    )
+    response_head: Seconds = Field(
+        default=60.0, gt=0, description="From the sent request to the response head (nginx proxy_read_timeout: 60 s)."
+    )
+    response_body: Seconds = Field(
+        default=60.0, gt=0, description="For each next part of a response body (nginx proxy_read_timeout: 60 s)."
+    )
+    tunnel_idle: Seconds = Field(
+        default=3600.0,
+        gt=0,
+        description="Silence both ways in a WebSocket or other tunnel (HAProxy's example of timeout tunnel: 1 h).",
+    )
+    keep_alive: Seconds = Field(
+        default=60.0,
+        gt=0,
+        description="An idle connection to a target is kept for this long (nginx upstream keepalive_timeout: 60 s).",
+    )
+    drain: Seconds = Field(
+        default=30.0,
+        ge=0,
+        description="At shutdown, for what is still running (IIS shutdownTimeLimit: 90 s, which is longer than "
+        "container "
+        "engines wait).",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- listen, tls
+
+
+class Listen(Part):
+    """One listener: an address it is bound to, and the port clients type to reach it."""
+
+    name: Name
+    kind: ListenerKind = Field(description="`http` or `https`; listeners named `http` and `https` imply theirs.")
+    address: Address | None = Field(
+        default=None, description="IP address to bind; left out: every IPv4 and IPv6 address (as Caddy and Traefik do)."
+    )
+    port: Port = Field(description="Port to bind; 0: any free one, printed at start.")
+    public_port: Port | None = Field(
+        default=None, ge=1,
+        description="Port clients type when it is another one, as behind `ports: [\"443:8443\"]` in compose; "
+            "default: `port`. "
+        "A listener on port 0 without it matches sites by host alone.",
+    )  # fmt: skip
+    proxy_protocol: Flag = Field(
+        default=False,
+        description="Demand a PROXY protocol header, v1 or v2, on every connection (off, as in HAProxy and nginx).",
+    )
+
+    @model_validator(mode="after")
+    def _public_port_defaults_to_port(self) -> Listen:
+        if self.public_port is None and self.port != 0:
+            # object.__setattr__: the model is frozen for everybody else
+            object.__setattr__(self, "public_port", self.port)
+        return self
+
+
+class Certificate(Part):
+    """A certificate with its key: a PEM pair, or a PKCS#12 file.  Its hosts are the names in the certificate."""
+
+    cert: File | None = Field(default=None, description="PEM file: the certificate, then its chain.")
+    key: File | None = Field(
+        default=None, description="PEM file of the private key; left out: it stands in `cert` (as in HAProxy)."
+    )
+    pfx: File | None = Field(
+        default=None, description="PKCS#12 file with certificate, key and chain, instead of `cert` and `key`."
+    )
+    password: Secret | None = Field(
+        default=None, description="Password of `pfx`, or of an encrypted `key`; best as `${file:/run/secrets/…}`."
+    )
+    name: Text = Field(
+        default="", description="Name for `tls.default` and the logs; left out: its position in the list, from 0."
+    )
+
+    @model_validator(mode="after")
+    def _pair_or_pfx(self) -> Certificate:
+        if self.pfx is not None and (self.cert is not None or self.key is not None):
+            raise ValueError("`pfx` holds certificate and key; `cert` and `key` do not stand beside it")
+        if self.pfx is None and self.cert is None:
+            raise ValueError("a certificate is `cert` and `key`, or `pfx`")
+        return self
+
+
+class TlsHost(Part):
+    """TLS demands of one host."""
+
+    client_certificate: Demand = Field(
+        default="none",
+        description="Ask the client for a certificate: not at all, if it has one, or always (nginx "
+        "ssl_verify_client: off).",
+    )
+    ca: File | None = Field(
+        default=None, description="PEM file of the authorities that client certificates must come from."
+    )
+    crl: File | None = Field(
+        default=None, description="PEM file of revocation lists that client certificates are checked against."
+    )
+    min_version: TlsVersion = Field(default="1.2", description="Oldest TLS version (RFC 9325: 1.2).")
+
+    @model_validator(mode="after")
+    def _demand_needs_ca(self) -> TlsHost:
+        if self.client_certificate != "none" and self.ca is None:
+            raise ValueError(
+                f"client_certificate: {self.client_certificate} needs `ca`, the file of authorities to trust"
+            )
+        if self.client_certificate == "none" and (self.ca or self.crl):
+            unused = "ca" if self.ca else "crl"
+            raise ValueError(f"`{unused}` has no use while client_certificate is none; set it to optional or required")
+        return self
+
+
+class Tls(Part):
+    """Certificates and the TLS demands of hosts."""
+
+    certificates: tuple[Certificate, ...] = Field(
+        default=(), description="The certificates; chosen by the name in the TLS hello."
+    )
+    default: Text | None = Field(
+        default=None,
+        description="Certificate served when no certificate covers the name in the hello: a host it covers, its "
+        "`name`, or its position "
+        "from 0; left out: such a handshake is refused (Caddy, HAProxy strict-sni).",
+    )
+    hosts: dict[str, TlsHost] = Field(default_factory=dict, description="Demands by host.")
+
+
+# ---------------------------------------------------------------------------------------------------- pools
+
+
+class Queue(Part):
+    """The bounded request queue of a pool."""
+
+    limit: Count = Field(default=1000, ge=1, le=1000000, description="Requests that may wait (IIS queueLength: 1000).")
+    wait: Seconds = Field(
+        default=30.0,
+        ge=0,
+        description="How long one may wait (HTTP.sys RequestQueue is 120 s; that is too long behind a browser).",
+    )
+
+
+class PoolTls(Part):
+    """How `https` targets are verified."""
+
+    ca: File | None = Field(default=None, description="PEM file of the authorities to trust; left out: the system's.")
+    server_name: Text | None = Field(
+        default=None, description="Name to send and to verify; left out: the target's host."
+    )
+
+
+class Pool(Part):
+    """A named set of targets with one request queue."""
+
+    name: Name
+    targets: tuple[TargetText, ...] = Field(
+        min_length=1,
+        description="`http://host:port`, `https://host:port` or `unix:/path`; names are looked up again and again.",
+    )
+    concurrency: CountOrNone = Field(
+        default=None,
+        ge=1,
+        description="Requests at once per address of a target; more wait in the queue (HAProxy maxconn: unlimited).",
+    )
+    queue: Queue = Field(
+        default_factory=Queue, description="Where requests wait while no target is free or connectable."
+    )
+    tls: PoolTls = Field(default_factory=PoolTls, description="Verification of `https` targets.")
+    resolve: Seconds = Field(
+        default=5.0,
+        ge=0.1,
+        description="Between two look-ups of a name (HAProxy: timeout resolve 1 s, hold valid 10 s).",
+    )
+    replay_body: Size = Field(
+        default=65536, ge=0, le=1073741824,
+        description="Bytes of a request body kept so that the request can be repeated on another connection "
+            "(between HAProxy's one "
+        "buffer of 16 KiB and Envoy's 1 MiB).",
+    )  # fmt: skip
+    lenient_responses: Flag = Field(
+        default=False,
+        description="Accept bare LF and folded fields in response heads of old backends (strict, as RFC 9112 asks).",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- sites
+
+
+class Route(Part):
+    """Where the requests under a path prefix go: a pool, or a redirect."""
+
+    pool: Text | None = Field(default=None, description="Name of a pool.")
+    redirect: Redirect | None = Field(
+        default=None, description="URL to redirect to; `{path}` in it is replaced by path and query of the request."
+    )
+    status: Status = Field(
+        default=308, description="Status of the redirect (Caddy and RFC 9110: 308 keeps method and body)."
+    )
+    strip_prefix: Flag = Field(
+        default=False, description="Forward the path without the route's prefix (off, as in nginx and Traefik)."
+    )
+
+    @model_validator(mode="after")
+    def _one_destination(self) -> Route:
+        if (self.pool is None) == (self.redirect is None):
+            raise ValueError("a route has exactly one of `pool`, `target` and `redirect`")
+        if self.redirect is not None and self.strip_prefix:
+            raise ValueError("`strip_prefix` needs `pool` or `target`; a redirect forwards nothing")
+        if self.redirect is None and "status" in self.model_fields_set:
+            raise ValueError("`status` belongs to `redirect`")
+        return self
+
+
+class Site(Part):
+    """What a set of URLs leads to."""
+
+    name: Name
+    urls: tuple[Url, ...] = Field(
+        min_length=1,
+        description="UrlPrefixes with the ports clients type: `scheme://host[:port][/path/]`, host `+` "
+        "(everything), a name, `*.name`, an IP "
+        "address or `*` (everything else); left out: `https://KEY/`, the site's key being its host.",
+    )
+    routes: dict[str, Route] = Field(
+        min_length=1,
+        description="Absolute path prefixes; the longest one of complete segments wins, letter case does not "
+        "count (HTTP.sys).",
+    )
+    limits: Limits = Field(default_factory=Limits, description="Limits of this site, over the global ones.")
+    timeouts: Timeouts = Field(default_factory=Timeouts, description="Timers of this site, over the global ones.")
+    redirect_http: Flag = Field(
+        default=True, description="Answer http with a redirect for hosts that have only https URLs (Caddy: on)."
+    )
+    underscores_in_headers: Flag = Field(
+        default=False,
+        description="Forward fields with `_` in their name; off: they are dropped and counted (nginx: off).",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- log, control
+
+
+class LogFile(Part):
+    """One log: where it goes and how its lines look."""
+
+    to: LogTo = Field(default_factory=lambda: "stdout", description="Where lines go; left out: see `log`.")
+    format: LogFormat = Field(
+        default_factory=lambda: "json",
+        description="`json`, or the W3C extended format of IIS; left out: `json` for an access log on stdout or "
+        "stderr, else `w3c`.",
+    )
+    max_size: Size = Field(
+        default=20971520, ge=65536, description="A file larger than this is rotated (IIS truncateSize: 20971520 bytes)."
+    )
+    keep: Count = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Rotated files kept beside the current one (Docker's local log driver: 5).",
+    )
+
+
+class Log(Part):
+    """The two logs."""
+
+    access: LogFile = Field(
+        default_factory=lambda: LogFile(to="stdout", format="json"),
+        description="One line per request; left out: JSON on stdout in a container (as Docker expects), else W3C in "
+        "`log/access.log` of the state directory (as IIS does).",
+    )
+    error: LogFile = Field(
+        default_factory=lambda: LogFile(to="stderr", format="w3c"),
+        description="One line per failure, as HTTPERR has them; left out: on stderr.",
+    )
+
+
+class Control(Part):
+    """The control socket."""
+
+    socket: File = Field(
+        default_factory=lambda: places.default_control_socket(places.default_state_dir()),
+        description="Unix socket for `frontd status`, `reload` and the rest; left out: "
+        "`/run/frontd/control.sock` where that can be written, else "
+        "`control.sock` in the state directory (as HAProxy's and Docker's sockets lie in /run).",
+    )
+
+
+class Health(Part):
+    """`/livez` and `/readyz` on TCP (they are always on the control socket)."""
+
+    listen: HostAndPort = Field(description="Address and port, for example `127.0.0.1:9000`.")
+
+
+class Config(Part):
+    """The whole configuration."""
+
+    listen: dict[str, Listen] = Field(
+        default_factory=dict,
+        description="Listeners by name; left out: derived from the ports in the sites' URLs (as HTTP.sys "
+        "binds), plus http on 80 for redirects.",
+    )
+    tls: Tls = Field(default_factory=Tls, description="Certificates and TLS demands.")
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks whose `X-Forwarded-*` and `Forwarded` are believed; none (as Caddy and Traefik).",
+    )
+    sites: dict[str, Site] = Field(min_length=1, description="Sites by name.")
+    pools: dict[str, Pool] = Field(
+        default_factory=dict, description="Pools by name; a route that names a target makes its own."
+    )
+    limits: Limits = Field(default_factory=Limits, description="Limits of every site, and of the server as a whole.")
+    timeouts: Timeouts = Field(
+        default_factory=Timeouts, description="Timers of every site, and of the server as a whole."
+    )
+    log: Log = Field(default_factory=Log, description="Access log and error log.")
+    control: Control = Field(default_factory=Control, description="The control socket.")
+    health: Health | None = Field(default=None, description="Health endpoints on TCP; left out: none.")
+    state_dir: File = Field(
+        default_factory=places.default_state_dir,
+        description="Where frontd keeps what must survive a restart; left out: `$FRONTD_STATE_DIR`, "
+        "`/var/lib/frontd` in a container, else "
+        "`$XDG_STATE_HOME/frontd` or `~/.local/state/frontd`.",
+    )
+
+
+def tls_host_name(key: str) -> str:
+    """A key of ``tls.hosts`` in canonical form: a name, an IP address or ``*.name``.  Raises `ValueError`."""
+    return "*." + canonical_host(key[2:]) if key.startswith("*.") else canonical_host(key)

@@ -1,0 +1,350 @@
+"""One downstream connection: its first bytes, TLS, and its requests one after the other (the task driver).
+
+How it works
+------------
+    PROXY header → ClientHello → handshake → ( head → serve → body drained or not )* → close
+
+Each connection is one trio task that carries the coroutine `converse`.  Its timers are HTTP.sys's: header wait from
+accept for the first request and from the first byte for the next ones, idle time between requests; those inside an
+exchange belong to the pipeline.
+
+Invariants
+----------
+* Whatever happens to one connection is caught here, logged with a reason, and touches no other connection.
+* A connection is kept only when both messages of an exchange are complete; everything else ends in a lingering close,
+  and a cut answer in a reset.
+* The next head is looked at only when the last exchange has ended: pipelined requests are answered in order.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+
+from frontd.lanes.downstream import H1Downstream
+from frontd.lanes.requests import make_request
+from frontd.lanes.service import Service
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.headers import without_underscores
+from frontd.model.messages import Client, Exchange, Request
+from frontd.net.peek import peek
+from frontd.net.streams import Broken, Stream
+from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
+from frontd.net.traps import carry
+from frontd.pipeline.answers import PHRASES, error_response
+from frontd.pipeline.forward import reported_client
+from frontd.pipeline.serve import refuse, serve
+from frontd.pipeline.world import Site, SiteState, World
+from frontd.protocol.h1 import ServerConnection
+from frontd.protocol.hello import MAX_PROXY_2, BadHello, read_proxy_header
+from frontd.protocol.scan import RequestHead
+
+DRAINED_BODY = (
+    262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond, it is closed
+)
+GRACE = 5.0  # s to tell a client why it is refused, beyond its own timers
+
+
+@dataclass(slots=True, frozen=True)
+class Door:
+    """What a connection knows of the listener it came through."""
+
+    name: str
+    scheme: str
+    public_port: int | None
+    proxy_protocol: bool
+
+
+class Connection:
+    """One accepted socket and everything that is true for as long as it lives."""
+
+    __slots__ = ("client", "door", "down", "http", "hung_up", "idle", "scope", "service", "sock", "state", "stream")
+
+    def __init__(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
+        self.sock = sock
+        self.client = client
+        self.door = door
+        self.service = service
+        self.stream = Stream(sock)
+        self._end_watch(sock.fileno())
+        self.http = ServerConnection()
+        self.down: H1Downstream | None = None
+        self.scope: trio.CancelScope | None = None  # of the exchange that is being answered
+        self.idle: trio.CancelScope | None = None  # of the wait between two requests
+        self.hung_up = False
+        self.state: SiteState | None = None  # of the site this connection counts for
+
+    def use(self, stream: Stream) -> None:
+        """Go on with `stream`, TLS on the same socket."""
+        self.stream = stream
+        self._end_watch(stream.sock.fileno())
+
+    def _end_watch(self, fd: int) -> None:
+        self.stream.before_close = partial(self.service.hangups.forget, fd)
+
+    def on_hangup(self) -> None:
+        """The client has ended its side (called by `Hangups`)."""
+        self.hung_up = True
+        if self.scope is not None and not (self.down is not None and self.down.tunnelled):
+            self.scope.cancel()
+
+    def end_when_idle(self) -> None:
+        """Shutting down: an idle connection ends now, a busy one after its answer."""
+        if self.idle is not None:
+            self.idle.cancel()
+        elif self.down is not None:
+            self.down.closes = True
+
+
+async def handle(sock: socket.socket, client: Client, door: Door, service: Service) -> None:
+    """Serve one accepted, non-blocking socket to its end.  Never raises but for cancellation."""
+    connection = Connection(sock, client, door, service)
+    service.connections.add(connection)
+    service.hangups.watch(sock.fileno(), connection)
+    try:
+        await carry(converse(connection))
+    except FrontdError as error:
+        service.log_connection(connection.client, error.reason, error.detail)
+    except Broken as error:
+        service.log_connection(connection.client, Reason.Connection_Dropped, str(error))
+    except Exception as error:  # the driver's net: a fault ends this connection with a reason, never the front
+        service.log_fault("connection", error)
+        service.log_connection(connection.client, Reason.Internal, type(error).__name__)
+    finally:
+        service.leave(connection)
+        if connection.state is not None:
+            connection.state.connections -= 1
+        connection.stream.close_now()
+
+
+async def refuse_at_door(sock: socket.socket) -> None:
+    """Tell a plain client that the connection limit is reached, without reading its request."""
+    stream = Stream(sock)
+    response = error_response(FrontdError(Reason.ConnLimit, retry_after=1), None, 0)
+    http = ServerConnection()
+    data = http.send_head(response.status, PHRASES[response.status], response.headers, close=True)
+    try:
+        stream.send_now(data + http.send_body(response.body) + http.send_end())
+        await stream.close_gracefully()
+    except Broken:
+        pass
+    finally:
+        stream.close_now()
+
+
+async def converse(connection: Connection) -> None:
+    """The first bytes, then one request after the other.  Raises `FrontdError` and `Broken` for whatever ends it early."""
+    timeouts = connection.service.world.timeouts
+    deadline = trio.current_time() + timeouts.header_wait
+    if connection.door.proxy_protocol:
+        await read_proxy(connection, deadline)
+    if not await open_stream(connection, deadline):
+        return
+    stream = connection.stream
+    first = True
+    while True:
+        began = deadline if first else trio.current_time() + timeouts.idle_connection
+        head = await next_head(connection, stream, began)
+        if head is None or not await answer(connection, stream, head):
+            return
+        first = False
+        timeouts = connection.service.world.timeouts
+
+
+async def read_proxy(connection: Connection, deadline: float) -> None:
+    """Take the PROXY protocol header off the socket and believe it: the listener was told to."""
+    try:
+        header = await peek(connection.sock, read_proxy_header, MAX_PROXY_2, deadline)
+    except (BadHello, Broken) as error:
+        raise FrontdError(Reason.ProxyHeader, detail=str(error)) from None
+    connection.sock.recv(header.size)
+    if header.source is not None and header.destination is not None:
+        address, port = header.source
+        local, local_port = header.destination
+        connection.client = replace(
+            connection.client, address=address, peer=address, port=port, local_address=local, local_port=local_port
+        )
+
+
+async def open_stream(connection: Connection, deadline: float) -> bool:
+    """Shake hands on an https listener; False when the client was refused here."""
+    if connection.door.scheme == "http":
+        return True
+    try:
+        hello = await peek_hello(connection.sock, deadline)
+        profile = connection.service.world.profiles.find(hello.server_name)
+        if profile is None:
+            raise FrontdError(Reason.TlsHostname, detail=f"server name {hello.server_name or '(none)'}")
+    except FrontdError as error:
+        if error.reason is Reason.PlainHttp:
+            await refuse_head(connection, connection.stream, error)
+            return False
+        send_alert(connection.sock, error)
+        await connection.stream.close_gracefully()
+        raise
+    connection.use(wrap(connection.sock, profile))
+    connection.client.tls = await shake_hands(connection.stream, hello, profile, deadline)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- heads
+
+
+async def next_head(connection: Connection, stream: Stream, deadline: float) -> RequestHead | None:
+    """The next request head; None when the client is done or was refused.
+
+    Until the first byte the connection is idle; from then on the header wait runs (for the first request: from accept).
+    """
+    http, service = connection.http, connection.service
+    world = service.world
+    idle = not http.has_bytes
+    fresh = connection.down is None
+    try:
+        while (head := http.next_head(world.wire)) is None:
+            reason = Reason.Timer_ConnectionIdle if idle else Reason.Timer_HeaderWait
+            with trio.CancelScope() as connection.idle:
+                if idle and service.draining:
+                    connection.idle.cancel()
+                data = await stream.receive(deadline, reason)
+            ended = connection.idle.cancelled_caught
+            connection.idle = None
+            if ended:
+                await stream.close_gracefully()
+                return None
+            if not data:
+                if idle:
+                    await stream.close_gracefully()
+                    return None
+                raise FrontdError(Reason.Connection_Dropped, detail="the connection ended inside a request head")
+            if idle and not fresh:
+                deadline = trio.current_time() + world.timeouts.header_wait
+            idle = False
+            http.receive(data)
+    except FrontdError as error:
+        connection.idle = None
+        if error.reason is Reason.Timer_ConnectionIdle:
+            await stream.close_gracefully()
+            raise
+        if error.status == 0:
+            raise
+        await refuse_head(connection, stream, error)
+        return None
+    return head
+
+
+async def refuse_head(connection: Connection, stream: Stream, error: FrontdError) -> None:
+    """Answer something that never became a request, and close."""
+    service = connection.service
+    exchange = new_exchange(connection, None)
+    down = H1Downstream(stream, connection.http, exchange, service.world.limits, service.world.timeouts)
+    down.closes = True
+    with trio.move_on_after(GRACE):
+        await refuse(exchange, down, error)
+    service.log_exchange(exchange, trio.current_time() - exchange.started)
+    await stream.close_gracefully()
+
+
+def new_exchange(connection: Connection, request: Request | None) -> Exchange:
+    world, client = connection.service.world, connection.client
+    if request is not None and world.trusts(client.peer):
+        address = reported_client(request.headers, client.peer, world.trusts)
+        client = replace(client, address=address, is_trusted_proxy=True)
+    exchange = Exchange(client, request, trio.current_time(), time.time())
+    exchange.generation = world.generation
+    return exchange
+
+
+# ---------------------------------------------------------------------------------------------------- exchanges
+
+
+async def answer(connection: Connection, stream: Stream, head: RequestHead) -> bool:
+    """Answer one request; whether the connection is kept."""
+    service, http = connection.service, connection.http
+    world = service.world
+    try:
+        request = make_request(head)
+    except FrontdError as error:
+        await refuse_head(connection, stream, error)
+        return False
+    exchange = new_exchange(connection, request)
+    exchange.bytes_in = head.size
+    down = connection.down = H1Downstream(stream, http, exchange, world.limits, world.timeouts)
+    down.closes = service.draining
+    try:
+        with trio.CancelScope() as connection.scope:
+            if connection.hung_up:
+                connection.scope.cancel()
+            await run(connection, exchange, down, world, head)
+        if connection.scope.cancelled_caught:
+            exchange.reason = exchange.reason or left_early(down)
+    except trio.Cancelled:
+        exchange.reason = exchange.reason or Reason.AppShutdown
+        raise
+    finally:
+        connection.scope = None
+        service.log_exchange(exchange, trio.current_time() - exchange.started)
+    return await settle(connection, stream, down)
+
+
+def left_early(down: H1Downstream) -> Reason:
+    return Reason.Client_Reset if down.can_answer else Reason.Connection_Dropped
+
+
+async def run(connection: Connection, exchange: Exchange, down: H1Downstream, world: World, head: RequestHead) -> None:
+    """The pipeline, and the one broad net under it: a fault of ours is a 500 for this exchange and nothing more."""
+
+    def enter(site: Site) -> None:
+        enter_site(connection, exchange, down, site)
+
+    try:
+        await serve(exchange, down, world, enter, head.size)
+    except Exception as error:  # the driver's net; trio.Cancelled is a BaseException and passes
+        connection.service.log_fault(f"request {exchange.number}", error)
+        await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
+    if exchange.reason is not None and connection.state is not None:
+        connection.state.errors += 1
+
+
+def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, site: Site) -> None:
+    """The site is known: its limits and timers hold from here on, and the connection counts for it.
+
+    Raises `FrontdError` with ``ConnLimit`` when the site has too many connections.
+    """
+    state = site.state
+    if connection.state is not state:
+        if connection.state is not None:
+            connection.state.connections -= 1
+            connection.state = None
+        limit = site.limits.max_connections
+        if limit is not None and state.connections >= limit:
+            down.closes = True
+            raise FrontdError(Reason.ConnLimit, detail=f"site {site.name}: {limit}", retry_after=1)
+        connection.state = state
+        state.connections += 1
+    state.requests += 1
+    down.limits, down.timeouts = site.limits, site.timeouts
+    request = exchange.request
+    if request is not None and not site.keeps_underscores:
+        request.headers, exchange.underscores = without_underscores(request.headers)
+
+
+async def settle(connection: Connection, stream: Stream, down: H1Downstream) -> bool:
+    """After an exchange: keep the connection, end it so that its answer arrives, or cut it."""
+    http = connection.http
+    if down.tunnelled or not http.answered:
+        stream.close_now()
+        return False
+    if not http.answer_complete or stream.pending:
+        stream.abort()
+        return False
+    if not http.body_complete and not http.waits_for_100 and not http.closes_after_answer:
+        await down.drain_body(DRAINED_BODY)
+    if http.must_close:
+        await stream.close_gracefully()
+        return False
+    http.next_cycle()
+    return True

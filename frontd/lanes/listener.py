@@ -1,0 +1,153 @@
+"""Bound sockets and the accept loop.
+
+A listener without an address is bound to every IPv6 and IPv4 address at once; where the kernel has no IPv6, to every
+IPv4 address.  At the connection limit a plain client is told (503 ``ConnLimit``) and a TLS client is reset: telling it
+would cost the very handshake the limit is there to save.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from functools import partial
+
+import trio
+
+from frontd.config.model import Listen
+from frontd.lanes.connection import Door, handle, refuse_at_door
+from frontd.lanes.service import Service
+from frontd.model.errors import Reason
+from frontd.model.messages import Client
+from frontd.net.streams import Stream, tcp_options
+
+BACKLOG = 1024  # nginx 511; the kernel caps it at net.core.somaxconn
+# accept(2): errors that belong to one connection, and errors that pass when others close
+_THIS_ONE = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ECONNRESET))
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+EXHAUSTED_PAUSE = 0.1  # s
+
+
+class Listener:
+    """One bound listener.  Listeners with equal `identity` keep their socket over a reload."""
+
+    def __init__(self, settings: Listen, sock: socket.socket) -> None:
+        self.settings = settings
+        self.sock = sock
+        self.port: int = sock.getsockname()[1]
+        self.public_port = self._public_port(settings)
+        self.connections = 0
+        self.scope = trio.CancelScope()
+
+    def _public_port(self, settings: Listen) -> int | None:
+        return settings.public_port
+
+    @property
+    def identity(self) -> tuple[str | None, int]:
+        return self.settings.address, self.settings.port
+
+    def adopt(self, settings: Listen) -> None:
+        """Take over new settings for the same bound address; connections accepted from now on follow them."""
+        self.settings = settings
+        self.public_port = self._public_port(settings)
+
+    @property
+    def door(self) -> Door:
+        settings = self.settings
+        return Door(settings.name, settings.kind, self.public_port, settings.proxy_protocol)
+
+    def close(self) -> None:
+        """Stop accepting; accepted connections go on."""
+        self.scope.cancel()
+        self.sock.close()
+
+    async def run(self, service: Service, nursery: trio.Nursery) -> None:
+        """Accept until closed; every connection becomes a task of `nursery`."""
+        with self.scope:
+            while True:
+                try:
+                    sock, peer = self.sock.accept()
+                except (BlockingIOError, InterruptedError):
+                    await trio.lowlevel.wait_readable(self.sock)
+                    continue
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        service.log.remark(f"listener {self.settings.name}: {error.strerror}; accepting again soon")
+                        await trio.sleep(EXHAUSTED_PAUSE)
+                    elif error.errno not in _THIS_ONE:
+                        raise
+                    continue
+                self._welcome(sock, peer, service, nursery)
+                await trio.lowlevel.checkpoint()
+
+    def _welcome(self, sock: socket.socket, peer: tuple[str, int], service: Service, nursery: trio.Nursery) -> None:
+        sock.setblocking(False)
+        try:
+            tcp_options(sock)
+            local = sock.getsockname()
+        except OSError:  # reset before it was accepted
+            sock.close()
+            return
+        address = plain_ip(peer[0])
+        client = Client(
+            address=address, port=peer[1], peer=address, local_address=plain_ip(local[0]), local_port=local[1],
+            listener=self.settings.name, scheme=self.settings.kind, public_port=self.public_port,
+        )  # fmt: skip
+        limit = service.world.limits.max_connections
+        if limit is not None and len(service.connections) >= limit:
+            service.log_connection(client, Reason.ConnLimit, f"max_connections {limit}")
+            if self.settings.kind == "https":
+                Stream(sock).abort()
+            else:
+                nursery.start_soon(refuse_at_door, sock)
+            return
+        self.connections += 1
+        nursery.start_soon(partial(self._one, sock, client, service))
+
+    async def _one(self, sock: socket.socket, client: Client, service: Service) -> None:
+        try:
+            await handle(sock, client, self.door, service)
+        finally:
+            self.connections -= 1
+
+
+def plain_ip(address: str) -> str:
+    """An IPv4 address that came through an IPv6 socket, as IPv4; scope identifiers off."""
+    return address.removeprefix("::ffff:").partition("%")[0]
+
+
+def bind(settings: Listen) -> Listener:
+    """Bind and listen.  Raises `OSError` whose text names the listener and the address."""
+    try:
+        sock = _bound_socket(settings)
+    except OSError as error:
+        where = f"{settings.address or '*'}:{settings.port}"
+        hint = " (another program has it)" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(error.errno, f"listener {settings.name}: {where}: {error.strerror}{hint}") from None
+    return Listener(settings, sock)
+
+
+def _bound_socket(settings: Listen) -> socket.socket:
+    address = settings.address
+    if address is None:
+        try:
+            return _listen(socket.AF_INET6, "::", settings.port, both=True)
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            return _listen(socket.AF_INET, "0.0.0.0", settings.port)
+    return _listen(socket.AF_INET6 if ":" in address else socket.AF_INET, address, settings.port)
+
+
+def _listen(family: socket.AddressFamily, address: str, port: int, *, both: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

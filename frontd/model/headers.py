@@ -1,0 +1,134 @@
+"""Header fields: an ordered multi-map of bytes, and the rules for what a proxy may pass on.
+
+Facts that decide the shape (RFC 9110 5): field order between different names means nothing, between equal names it
+does; names are case-insensitive, but some backends care about the case they receive, so the case that came in is kept;
+values are bytes (obs-text is legal), so no decoding happens unless somebody asks for `text`.
+
+Invariant: every item is ``(lower-case name, name as received, value without outer white space)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+Item = tuple[bytes, bytes, bytes]
+
+# RFC 9110 7.6.1 with the names that RFC 2616 listed and old software still sends.  Transfer-Encoding is listed because
+# messages are always framed anew.  Trailer stays: it announces fields that do pass (RFC 9110 6.6.2).
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+
+# Fields that a trailer section never carries on (RFC 9110 6.5.1: framing, routing, authentication, request modifiers).
+NOT_IN_TRAILERS = HOP_BY_HOP | frozenset(
+    (
+        b"content-length", b"host", b"trailer", b"authorization", b"cookie", b"set-cookie", b"content-encoding",
+        b"content-type", b"content-range", b"expect", b"range", b"cache-control", b"max-forwards", b"age", b"date",
+        b"location", b"retry-after", b"vary", b"www-authenticate", b"forwarded", b"via",
+    )
+)  # fmt: skip
+
+
+class Headers:
+    """A case-insensitive multi-map of header fields.  Names and values are bytes; names may be given in any case."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Iterable[Item] = ()) -> None:
+        self.items: list[Item] = list(items)
+
+    @classmethod
+    def of(cls, *pairs: tuple[bytes, bytes]) -> Headers:
+        """Headers from (name, value) pairs."""
+        return cls((name.lower(), name, value) for name, value in pairs)
+
+    def get(self, name: bytes, default: bytes = b"") -> bytes:
+        """The first value of `name`, or `default`."""
+        lower = name.lower()
+        for key, _, value in self.items:
+            if key == lower:
+                return value
+        return default
+
+    def get_all(self, name: bytes) -> list[bytes]:
+        """All values of `name`, in the order received."""
+        lower = name.lower()
+        return [value for key, _, value in self.items if key == lower]
+
+    def text(self, name: bytes, default: str = "") -> str:
+        """The first value of `name` as text; bytes that are not UTF-8 become U+FFFD."""
+        value = self.get(name, default.encode())
+        return value.decode("utf-8", "replace")
+
+    def tokens(self, name: bytes) -> list[bytes]:
+        """All values of a comma-separated field as lower-case tokens (RFC 9110 5.6.1)."""
+        return [
+            token for value in self.get_all(name) for part in value.split(b",") if (token := part.strip(b" \t").lower())
+        ]
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Append one field."""
+        self.items.append((name.lower(), name, value))
+
+    def set(self, name: bytes, value: bytes) -> None:
+        """Replace all fields of `name` by one."""
+        self.remove(name)
+        self.items.append((name.lower(), name, value))
+
+    def remove(self, name: bytes) -> None:
+        """Remove all fields of `name`; a name that is not there is fine."""
+        lower = name.lower()
+        self.items = [item for item in self.items if item[0] != lower]
+
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """(name as received, value), in order: what goes on the wire."""
+        return [(raw, value) for _, raw, value in self.items]
+
+    def __contains__(self, name: bytes) -> bool:
+        lower = name.lower()
+        return any(item[0] == lower for item in self.items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        # Values may be secrets (Authorization, Cookie): a repr ends up in tracebacks.
+        return f"<Headers {[raw.decode('latin-1') for _, raw, _ in self.items]}>"
+
+
+def end_to_end(headers: Headers) -> Headers:
+    """The fields that pass a proxy: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1)."""
+    named = headers.tokens(b"connection")
+    if not named:
+        return Headers(item for item in headers.items if item[0] not in HOP_BY_HOP)
+    dropped = HOP_BY_HOP.union(named)
+    return Headers(item for item in headers.items if item[0] not in dropped)
+
+
+def without_underscores(headers: Headers) -> tuple[Headers, int]:
+    """Drop fields whose name contains ``_`` and say how many they were.
+
+    CGI-style apps (WSGI) read ``X_Remote_User`` and ``X-Remote-User`` as one variable, so such a name forges a field
+    that the front set.  nginx's precedent: ``underscores_in_headers off``.
+    """
+    kept = [item for item in headers.items if b"_" not in item[0]]
+    return Headers(kept), len(headers.items) - len(kept)
+
+
+def announced_trailers(head: Headers, trailers: Headers) -> Headers:
+    """The trailer fields that may pass: announced in ``Trailer`` and not of a forbidden kind (RFC 9110 6.5.1, 6.6.2)."""
+    announced = set(head.tokens(b"trailer")) - NOT_IN_TRAILERS
+    return Headers(item for item in trailers.items if item[0] in announced)

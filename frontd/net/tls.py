@@ -1,0 +1,334 @@
+"""TLS as a front door needs it: which certificate, which demands, and whose rules this connection was made under.
+
+How it works
+------------
+The ClientHello is *peeked* (MSG_PEEK) before any TLS object exists; the server name in it chooses the `Profile`, whose
+SSLContext then wraps the raw socket.  Choosing later, in OpenSSL's server-name callback, would silently not enforce the
+chosen context's demand for a client certificate.
+
+While half a hello waits, the socket's SO_RCVLOWAT is set to the length still needed, so a client that drips bytes
+causes no wake-ups at all.
+
+Invariants
+----------
+* One context per profile (certificate, policy), never shared: a context holds the session-ticket keys, and shared keys
+  would let a session from an open host resume on a host that demands client certificates.
+* An unchanged profile keeps its context over a reload, and with it its tickets.
+* TLS 1.2 at least, AEAD suites with forward secrecy only, no renegotiation, no compression.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import ssl
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
+
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.messages import TlsInfo, TlsPolicy
+from frontd.net.peek import peek
+from frontd.net.streams import Broken, Stream
+from frontd.net.traps import readable
+from frontd.protocol.hello import (
+    ALERT_DECODE_ERROR,
+    ALERT_UNRECOGNIZED_NAME,
+    HANDSHAKE,
+    MAX_HELLO,
+    BadHello,
+    ClientHello,
+    Need,
+    read_client_hello,
+)
+
+# TLS 1.2 suites; TLS 1.3 has only AEAD suites of its own (Mozilla's "intermediate" list without the non-AEAD ones).
+CIPHERS_12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
+ALPN = ["http/1.1"]
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class CertificateProblem(Exception):
+    """A certificate, key, CA or CRL file cannot be used; the text names the file and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A chain and its key as PEM, with the host names it is valid for (lower case; ``*.name`` for wildcards)."""
+
+    chain: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    hosts: tuple[str, ...]
+    not_after: datetime
+    source: str
+
+    def covers(self, host: str) -> bool:
+        return host in self.hosts or ("*." + host.partition(".")[2]) in self.hosts
+
+
+def load_certificate(cert: Path | None, key: Path | None, pfx: Path | None, password: str | None) -> Certificate:
+    """Read a PEM pair or a PKCS#12 file (RFC 7292).  Raises `CertificateProblem`."""
+    source = str(pfx or cert)
+    try:
+        if pfx is not None:
+            chain, key_pem = _read_pfx(pfx, password)
+        else:
+            assert cert is not None
+            chain = cert.read_bytes()
+            key_pem = key.read_bytes() if key is not None else chain
+        leaf = x509.load_pem_x509_certificates(chain)[0]
+    except OSError as error:
+        raise CertificateProblem(f"{error.filename or source}: {error.strerror}") from None
+    except (ValueError, IndexError) as error:
+        raise CertificateProblem(f"{source}: {error}") from None
+    return Certificate(chain, key_pem, certificate_hosts(leaf), leaf.not_valid_after_utc, source)
+
+
+def _read_pfx(path: Path, password: str | None) -> tuple[bytes, bytes]:
+    bundle = pkcs12.load_pkcs12(path.read_bytes(), password.encode() if password is not None else None)
+    if bundle.cert is None or bundle.key is None:
+        raise ValueError("the PKCS#12 file holds no certificate with its key")
+    chain = [bundle.cert.certificate, *(extra.certificate for extra in bundle.additional_certs)]
+    pem = b"".join(item.public_bytes(Encoding.PEM) for item in chain)
+    return pem, bundle.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def certificate_hosts(leaf: x509.Certificate) -> tuple[str, ...]:
+    """The names a certificate is valid for: its subjectAltName only (RFC 9525 6.3: the common name does not count)."""
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    hosts = [name.lower().rstrip(".") for name in names.get_values_for_type(x509.DNSName)]
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return tuple(dict.fromkeys(hosts + addresses))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFiles:
+    """What a TLS host's policy is read from."""
+
+    client_certificate: str = "none"
+    ca: Path | None = None
+    crl: Path | None = None
+    min_version: str = "1.2"
+
+
+@dataclass(slots=True)
+class Profile:
+    """One certificate under one policy, and the context that speaks for both."""
+
+    certificate: Certificate
+    policy: TlsPolicy
+    context: ssl.SSLContext
+
+
+def build_profile(certificate: Certificate, files: PolicyFiles, previous: Iterable[Profile]) -> Profile:
+    """A profile for `certificate` under `files`; an equal one among `previous` is kept.  Raises `CertificateProblem`."""
+    try:
+        authority = files.ca.read_bytes() if files.ca else b""
+        revocation = files.crl.read_bytes() if files.crl else b""
+    except OSError as error:
+        raise CertificateProblem(f"{error.filename}: {error.strerror}") from None
+    policy = TlsPolicy(files.client_certificate, _digest(authority), _digest(revocation), files.min_version)
+    for profile in previous:
+        if profile.policy == policy and profile.certificate == certificate:
+            return profile
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = VERSIONS[files.min_version]
+    context.set_ciphers(CIPHERS_12)
+    context.set_alpn_protocols(ALPN)
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    _load_chain(context, certificate)
+    if files.client_certificate != "none":
+        required = files.client_certificate == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(cadata=authority.decode("latin-1"))
+            if files.crl:
+                context.load_verify_locations(cafile=str(files.crl))
+                context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        except (ssl.SSLError, ValueError) as error:
+            raise CertificateProblem(f"{files.ca}: no usable CA certificates or CRL ({error})") from None
+    return Profile(certificate, policy, context)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest() if data else b""
+
+
+def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
+    """OpenSSL reads files only; a memfd keeps the key of a PKCS#12 file off the disk."""
+    with _MemoryFile(certificate.chain) as chain, _MemoryFile(certificate.key) as key:
+        try:
+            context.load_cert_chain(f"/proc/self/fd/{chain.fileno()}", f"/proc/self/fd/{key.fileno()}", password=_none)
+        except (ssl.SSLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise CertificateProblem(f"{certificate.source}: certificate and key do not fit ({reason})") from None
+
+
+def _none() -> str:
+    raise ValueError("the key is encrypted; decrypt it or use a PKCS#12 file with `password`")
+
+
+class _MemoryFile:
+    """An anonymous file in memory that has a path while it is open."""
+
+    def __init__(self, data: bytes) -> None:
+        self._fd = os.memfd_create("frontd", os.MFD_CLOEXEC)
+        os.write(self._fd, data)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __enter__(self) -> _MemoryFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+class ProfileTable:
+    """Which profile answers for a server name: exact, one-label wildcard, default (in this order)."""
+
+    def __init__(self, hosts: dict[str, Profile], default: Profile | None) -> None:
+        self._hosts = hosts
+        self.default = default
+
+    def find(self, server_name: str | None) -> Profile | None:
+        """The profile for a name from a hello (lower case, no final dot), or None: no match and no default."""
+        if server_name is None:
+            return self.default
+        exact = self._hosts.get(server_name)
+        if exact is not None:
+            return exact
+        return self._hosts.get("*." + server_name.partition(".")[2], self.default)
+
+    @property
+    def profiles(self) -> list[Profile]:
+        unique = {id(profile): profile for profile in self._hosts.values()}
+        if self.default is not None:
+            unique[id(self.default)] = self.default
+        return list(unique.values())
+
+
+async def peek_hello(sock: socket.socket, deadline: float) -> ClientHello:
+    """Look at the ClientHello without taking it off the socket.
+
+    Raises `FrontdError`: `Reason.PlainHttp` when the first byte is not a TLS handshake, `Reason.TlsHandshake` for a bad
+    hello or an early end, `Reason.Timer_HeaderWait` at `deadline`.
+    """
+    try:
+        return await peek(sock, _read_hello, MAX_HELLO, deadline)
+    except BadHello as error:
+        raise FrontdError(Reason.TlsHandshake, detail=str(error)) from None
+    except Broken as error:
+        raise FrontdError(Reason.TlsHandshake, detail=str(error)) from None
+
+
+def _read_hello(buffer: bytes) -> ClientHello | Need:
+    if buffer[0] != HANDSHAKE:
+        raise FrontdError(Reason.PlainHttp)
+    return read_client_hello(buffer)
+
+
+def send_alert(sock: socket.socket, error: FrontdError) -> None:
+    """Tell a TLS client why it is refused, before any TLS object exists; what does not fit now is not sent."""
+    alert = ALERT_UNRECOGNIZED_NAME if error.reason is Reason.TlsHostname else ALERT_DECODE_ERROR
+    with contextlib.suppress(OSError):
+        sock.send(alert)
+
+
+def wrap(sock: socket.socket, profile: Profile) -> Stream:
+    """The TLS stream on a non-blocking socket whose hello was peeked; it owns the socket from here on.
+
+    Raises `FrontdError` with `Reason.TlsHandshake`.
+    """
+    try:
+        wrapped = profile.context.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+    except OSError as error:  # the client reset the connection after its hello
+        raise FrontdError(Reason.TlsHandshake, detail=error.strerror or "reset") from None
+    return Stream(wrapped)
+
+
+async def shake_hands(stream: Stream, hello: ClientHello, profile: Profile, deadline: float) -> TlsInfo:
+    """Shake hands on a stream made by `wrap`.
+
+    Raises `FrontdError` with `Reason.TlsHandshake`, or `Reason.Timer_HeaderWait` at `deadline`.
+    """
+    sock = stream.sock
+    assert isinstance(sock, ssl.SSLSocket)
+    try:
+        while True:
+            try:
+                sock.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await readable(stream, deadline, Reason.Timer_HeaderWait)
+            except ssl.SSLWantWriteError:
+                with trio.CancelScope(deadline=deadline) as scope:
+                    await trio.lowlevel.wait_writable(sock)
+                if scope.cancelled_caught:
+                    raise FrontdError(Reason.Timer_HeaderWait) from None
+    except ssl.SSLError as error:
+        raise FrontdError(Reason.TlsHandshake, detail=error.reason or "failed") from None
+    except OSError as error:
+        raise FrontdError(Reason.TlsHandshake, detail=error.strerror or "reset") from None
+    cipher = sock.cipher()
+    return TlsInfo(
+        version=sock.version() or "",
+        cipher=cipher[0] if cipher else "",
+        server_name=hello.server_name,
+        certificate=sock.getpeercert(binary_form=True),
+        policy=profile.policy,
+    )
+
+
+def client_context(ca: Path | None) -> ssl.SSLContext:
+    """How frontd verifies an app over TLS: system CAs, or `ca` alone.  Raises `CertificateProblem`."""
+    try:
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise CertificateProblem(f"{ca}: {getattr(error, 'strerror', None) or error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(ALPN)
+    return context
+
+
+async def connect_tls(sock: socket.socket, context: ssl.SSLContext, server_name: str) -> Stream:
+    """Shake hands as a client; the caller bounds the time.  Raises `Broken` with the reason (a bad certificate too)."""
+    wrapped = context.wrap_socket(
+        sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+    )
+    stream = Stream(wrapped)
+    try:
+        while True:
+            try:
+                wrapped.do_handshake()
+                return stream
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(wrapped)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(wrapped)
+    except ssl.SSLCertVerificationError as error:
+        stream.close_now()
+        raise UntrustedUpstream(error.verify_message) from None
+    except (ssl.SSLError, OSError) as error:
+        stream.close_now()
+        raise Broken(getattr(error, "reason", None) or str(error)) from None
+    except BaseException:
+        stream.close_now()
+        raise
+
+
+class UntrustedUpstream(Exception):
+    """The certificate of an app is not trusted; the text says why."""

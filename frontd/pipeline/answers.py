@@ -1,0 +1,89 @@
+"""The answers frontd gives itself: error pages that name their reason, and redirects.
+
+A page shows the reason's word, its sentence and a hint meant for clients; never an internal address.  It is plain text,
+HTML for whoever accepts HTML, JSON for whoever asks for JSON.  ``Proxy-Status`` (RFC 9209) carries the same word.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+
+from frontd.model.errors import FrontdError
+from frontd.model.headers import Headers
+from frontd.model.messages import Request, Response
+from frontd.pipeline.world import Destination
+
+PHRASES = {
+    200: b"OK", 204: b"No Content", 301: b"Moved Permanently", 302: b"Found", 303: b"See Other",
+    307: b"Temporary Redirect", 308: b"Permanent Redirect", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found",
+    405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required", 413: b"Content Too Large",
+    414: b"URI Too Long", 417: b"Expectation Failed", 421: b"Misdirected Request", 422: b"Unprocessable Content",
+    431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 501: b"Not Implemented",
+    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+}  # fmt: skip
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{status} {word}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:15vh auto;padding:0
+1em;color:#222;background:#fff}} h1{{font-size:1.4em}}code{{background:#f2f2f2;padding:.1em
+.3em}}footer{{color:#777;font-size:.85em;margin-top:2em}}
+@media(prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}code{{background:#333}}}}</style></head>
+<body><h1>{status} {phrase}</h1><p>{sentence}</p>{hint} <footer>Reason: <code>{word}</code> &middot; Request {number}
+&middot; frontd</footer></body></html>
+"""
+
+
+def error_response(error: FrontdError, request: Request | None, number: int) -> Response:
+    """The page for an error; `number` is the exchange's, to be found again in the log."""
+    reason, status = error.reason, error.status
+    phrase = PHRASES.get(status, b"Error").decode()
+    kind = wanted_type(request)
+    if kind == "application/json":
+        content = {"status": status, "reason": reason.word, "message": reason.sentence, "request": number}
+        if error.hint:
+            content["hint"] = error.hint
+        body = json.dumps(content).encode() + b"\n"
+    elif kind == "text/html":
+        hint = f"<p>{html.escape(error.hint)}</p>" if error.hint else ""
+        page = _PAGE.format(status=status, phrase=phrase, word=reason.word, sentence=html.escape(reason.sentence),
+                            hint=hint, number=number)  # fmt: skip
+        body = page.encode()
+    else:
+        lines = [f"{status} {phrase}", f"Reason: {reason.word}", reason.sentence, error.hint, f"Request: {number}"]
+        body = "\n".join(line for line in lines if line).encode() + b"\n"
+    charset = "" if kind == "application/json" else "; charset=utf-8"
+    headers = Headers.of(
+        (b"Content-Type", (kind + charset).encode()),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Proxy-Status", f'frontd; error={reason.proxy_error}; details="{reason.word}"'.encode()),
+    )
+    if error.retry_after is not None:
+        headers.add(b"Retry-After", b"%d" % error.retry_after)
+    return Response(status, headers, body)
+
+
+def wanted_type(request: Request | None) -> str:
+    """JSON when Accept names it and HTML not before it, HTML when Accept names HTML, plain text otherwise."""
+    accept = request.headers.get(b"accept").lower() if request is not None else b""
+    json_at, html_at = accept.find(b"application/json"), accept.find(b"text/html")
+    if json_at >= 0 and (html_at < 0 or json_at < html_at):
+        return "application/json"
+    return "text/html" if html_at >= 0 else "text/plain"
+
+
+def redirect_response(destination: Destination, request: Request) -> Response:
+    """The redirect of a route; ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query."""
+    path = request.path if request.query is None else f"{request.path}?{request.query}"
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    location = destination.redirect.replace("{host}", host).replace("{path}", path)
+    body = f"{destination.status} {PHRASES[destination.status].decode()}\n{location}\n".encode()
+    headers = Headers.of(
+        (b"Location", location.encode()),
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"%d" % len(body)),
+    )
+    return Response(destination.status, headers, body)

@@ -1,0 +1,284 @@
+"""What crosses the front: which fields go to the app and back, and the request body on its way.
+
+Fields: hop-by-hop fields end here (RFC 9110 7.6.1); ``Forwarded`` and the ``X-Forwarded-*`` family are set after that,
+so that no client can remove or forge them, and are continued only when the peer is a trusted proxy (RFC 7239 8.1).
+
+Body: `RequestBody` reads the parts once from the client and keeps them up to a bound, so that a request can be sent
+again; `Pump` moves them upstream in a task of its own while the response may already arrive.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from email.utils import formatdate
+from typing import Protocol
+
+import trio
+
+from frontd.model.errors import FrontdError, UpstreamGone
+from frontd.model.headers import Headers, announced_trailers, end_to_end
+from frontd.model.messages import Client, Request
+from frontd.net.streams import Stream
+from frontd.net.traps import carry
+from frontd.protocol.h1 import NO_TRAILERS, End
+from frontd.protocol.scan import ResponseHead
+from frontd.upstream.client import Upstream
+
+
+class Downstream(Protocol):
+    """The client's side of one exchange, whatever its protocol.
+
+    ``*_now`` and the sending verbs never wait; `send` and `finish` answer whether everything is with the kernel.  All
+    raise `FrontdError` with a downstream reason when the client is gone or too slow.
+    """
+
+    @property
+    def can_answer(self) -> bool: ...
+    @property
+    def body_complete(self) -> bool: ...
+    def body_now(self) -> bytes | End | None: ...
+    async def receive_body(self) -> bytes | End: ...
+    def inform(self, status: int, headers: Headers) -> None: ...
+    def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None: ...
+    def send(self, data: bytes) -> bool: ...
+    def push(self) -> bool: ...
+    def finish(self, trailers: Headers = ...) -> bool: ...
+    async def flush(self) -> None: ...
+    def begin_tunnel(self, headers: Headers) -> tuple[Stream, bytes]: ...
+
+
+# ---------------------------------------------------------------------------------------------------- fields
+
+# Fields that say who the client is: never believed from a stranger.
+CLIENT_FIELDS = frozenset(
+    (
+        b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port",
+        b"x-forwarded-server", b"x-forwarded-prefix", b"x-real-ip",
+    )
+)  # fmt: skip
+VIA = b"1.1 frontd"
+
+
+def upstream_headers(request: Request, client: Client) -> Headers:
+    """The header fields of the request to the app."""
+    headers = end_to_end(request.headers)
+    dropped = (b"host", b"expect", b"content-length") if request.content_length is None else (b"host", b"expect")
+    headers.items = [item for item in headers.items if item[0] not in dropped]
+    if not client.is_trusted_proxy:
+        headers.items = [item for item in headers.items if item[0] not in CLIENT_FIELDS]
+    headers.items.insert(0, (b"host", b"Host", request.authority))
+    if request.chunked:
+        headers.set(b"Transfer-Encoding", b"chunked")
+    if request.upgrade:
+        headers.set(b"Connection", b"Upgrade")
+        headers.set(b"Upgrade", request.upgrade)
+    _continue_list(headers, b"X-Forwarded-For", client.peer.encode())
+    if b"x-forwarded-proto" not in headers:
+        headers.add(b"X-Forwarded-Proto", client.scheme.encode())
+    if b"x-forwarded-host" not in headers:
+        headers.add(b"X-Forwarded-Host", request.authority)
+    _continue_list(headers, b"Forwarded", _forwarded(request, client))
+    _continue_list(headers, b"Via", VIA)
+    return headers
+
+
+def _continue_list(headers: Headers, name: bytes, value: bytes) -> None:
+    before = headers.get_all(name)
+    headers.set(name, b", ".join([*before, value]))
+
+
+def _forwarded(request: Request, client: Client) -> bytes:
+    """One ``Forwarded`` element (RFC 7239 4); an IPv6 address and a host with a port are quoted."""
+    peer = f'"[{client.peer}]"' if ":" in client.peer else client.peer
+    host = request.authority.decode("latin-1")
+    quoted = f'"{host}"' if any(c in host for c in ":[]") else host
+    return f"for={peer};host={quoted};proto={client.scheme}".encode("latin-1")
+
+
+def reported_client(headers: Headers, peer: str, trusts: Trusts) -> str:
+    """The client's address behind trusted proxies: the rightmost address in X-Forwarded-For (or Forwarded) that is not
+    itself trusted.  A hop that is not an IP address ends the search: what stands left of it is not believed."""
+    hops = [hop.decode("latin-1") for hop in headers.tokens(b"x-forwarded-for")]
+    if not hops:
+        hops = [_forwarded_for(element) for element in headers.tokens(b"forwarded")]
+    believed = peer
+    for hop in reversed(hops):
+        address = plain_address(hop)
+        if address is None:
+            break
+        believed = address
+        if not trusts(address):
+            break
+    return believed
+
+
+class Trusts(Protocol):
+    def __call__(self, address: str, /) -> bool: ...
+
+
+def _forwarded_for(element: bytes) -> str:
+    for pair in element.decode("latin-1").split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name == "for":
+            return value.strip('"')
+    return ""
+
+
+def plain_address(text: str) -> str | None:
+    """An IP address out of ``1.2.3.4``, ``1.2.3.4:80``, ``[::1]:80`` or ``::1``; None when there is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def upstream_target(request: Request, strip: str) -> bytes:
+    """The request target sent to the app: the canonical path (without `strip`) and the query."""
+    if request.target == b"*":
+        return b"*"
+    path = request.path
+    if strip and len(path) >= len(strip) - 1:
+        path = "/" + path[len(strip) :]
+    return (path if request.query is None else f"{path}?{request.query}").encode("latin-1")
+
+
+def downstream_headers(head: ResponseHead) -> Headers:
+    """The header fields of the response to the client: without hop-by-hop fields, with Via and a Date (RFC 9110 6.6.1)."""
+    headers = end_to_end(head.headers)
+    if head.status == 204:
+        headers.remove(b"content-length")  # RFC 9110 8.6 forbids it; some apps send it all the same
+    if b"date" not in headers:
+        headers.add(b"Date", formatdate(usegmt=True).encode())
+    _continue_list(headers, b"Via", VIA)
+    return headers
+
+
+# ---------------------------------------------------------------------------------------------------- request body
+
+
+class RequestBody:
+    """The request body: read once from the client, kept up to `limit` bytes so that it can be sent again.
+
+    `next_now` and `next` give the parts and then the `End`; after `rewind` they begin again.
+    """
+
+    __slots__ = ("_down", "_end", "_kept", "_limit", "_position", "_size", "can_rewind")
+
+    def __init__(self, down: Downstream, limit: int) -> None:
+        self._down = down
+        self._limit = limit
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._position = 0
+        self._end: End | None = None
+        self.can_rewind = True
+
+    def next_now(self) -> bytes | End | None:
+        """The next part if it is there.  Raises `FrontdError` (downstream)."""
+        known = self._replayed()
+        return known if known is not None else self._keep(self._down.body_now())
+
+    async def next(self) -> bytes | End:
+        """The next part.  Raises `FrontdError` (downstream)."""
+        known = self._replayed()
+        if known is not None:
+            return known
+        part = await self._down.receive_body()
+        self._keep(part)
+        return part
+
+    def rewind(self) -> None:
+        assert self.can_rewind
+        self._position = 0
+
+    def _replayed(self) -> bytes | End | None:
+        if self._position < len(self._kept):
+            self._position += 1
+            return self._kept[self._position - 1]
+        return self._end
+
+    def _keep(self, part: bytes | End | None) -> bytes | End | None:
+        if isinstance(part, End):
+            self._end = part
+        elif part is not None:
+            self._size += len(part)
+            if self._size > self._limit:
+                self.can_rewind = False
+                self._kept.clear()
+                self._position = 0
+            elif self.can_rewind:
+                self._kept.append(part)
+                self._position = len(self._kept)
+        return part
+
+
+def trailers_of(request: Request, end: End) -> Headers:
+    return announced_trailers(request.headers, end.trailers) if end.trailers is not NO_TRAILERS else NO_TRAILERS
+
+
+def send_request_now(upstream: Upstream, request: Request, target: bytes, headers: Headers, body: RequestBody) -> bool:
+    """Send the head and as much body as is there, in one write.  True when the request is complete.
+
+    Raises `UpstreamGone`, or `FrontdError` (downstream).
+    """
+    http = upstream.http
+    out = [http.send_head(request.method, target, headers)]
+    complete = False
+    if not request.has_body:
+        out.append(http.send_end())
+        complete = True
+    else:
+        part = body.next_now()
+        if isinstance(part, bytes):
+            out.append(http.send_body(part))
+            part = body.next_now()
+        if isinstance(part, End):
+            out.append(http.send_end(trailers_of(request, part)))
+            complete = True
+        elif part is not None:
+            out.append(http.send_body(part))
+    upstream.send_now(b"".join(out))
+    return complete
+
+
+class Pump:
+    """Moves the rest of a request body to the app.  `progress` is when it last got something done (s of trio's clock);
+    `error` what ended it early on the client's side."""
+
+    __slots__ = ("body", "error", "progress", "request", "stall", "upstream")
+
+    def __init__(self, upstream: Upstream, request: Request, body: RequestBody, stall: float) -> None:
+        self.upstream = upstream
+        self.request = request
+        self.body = body
+        self.stall = stall
+        self.progress = trio.current_time()
+        self.error: FrontdError | None = None
+
+    async def run_task(self, scope: trio.CancelScope) -> None:
+        """`run` as the body of a task of its own."""
+        await carry(self.run(scope))
+
+    async def run(self, scope: trio.CancelScope) -> None:
+        """Until the body is complete.  A fault of the client cancels `scope`; a fault of the app only ends the pump, since
+        its answer may already be on the way."""
+        try:
+            while True:
+                await self.upstream.flush(self.stall)
+                part = await self.body.next()
+                self.progress = trio.current_time()
+                if isinstance(part, End):
+                    self.upstream.send_now(self.upstream.http.send_end(trailers_of(self.request, part)))
+                    await self.upstream.flush(self.stall)
+                    self.progress = trio.current_time()
+                    return
+                self.upstream.send_now(self.upstream.http.send_body(part))
+        except UpstreamGone:
+            return
+        except FrontdError as error:
+            self.error = error
+            scope.cancel()

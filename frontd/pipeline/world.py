@@ -1,0 +1,122 @@
+"""The world an exchange lives in: an immutable snapshot of sites, routes, TLS profiles and limits.
+
+Built by `processes.runtime` from a configuration and swapped as a whole.  An exchange keeps the `World` it began with,
+so it is never answered by a mixture of two configurations.  Counters and pools inside are State: they outlive the
+snapshot.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from frontd.config.model import Limits, Timeouts
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.messages import Client, Request, TlsPolicy
+from frontd.model.urlprefix import PathTable, PrefixTable
+from frontd.net.tls import ProfileTable
+from frontd.protocol.scan import WireLimits
+from frontd.upstream.pool import Pool
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+OPEN_POLICY = TlsPolicy()
+
+
+@dataclass(slots=True)
+class SiteState:
+    """Counters of a site, kept over reloads: requests begun, answers with a reason, connections that belong to it now."""
+
+    requests: int = 0
+    errors: int = 0
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a route leads: a pool, or a redirect with its status; `strip` is the path prefix taken off before forwarding."""
+
+    route: str
+    pool: Pool | None = None
+    redirect: str = ""
+    status: int = 308
+    strip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a set of UrlPrefixes leads to."""
+
+    name: str
+    routes: PathTable[Destination]
+    limits: Limits
+    timeouts: Timeouts
+    state: SiteState
+    keeps_underscores: bool = False
+    wire: WireLimits = field(default_factory=WireLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One generation of the configuration, built.  `wire` holds the largest head limits of all sites: what a listener
+    reads before the site is known."""
+
+    generation: int
+    sites: PrefixTable[Site]
+    all_sites: tuple[Site, ...]
+    pools: dict[str, Pool]
+    profiles: ProfileTable
+    trusted_proxies: tuple[Network, ...]
+    limits: Limits
+    timeouts: Timeouts
+    wire: WireLimits
+
+    def trusts(self, address: str) -> bool:
+        """Whether what this peer says about its clients is believed."""
+        if not self.trusted_proxies:
+            return False
+        ip = ipaddress.ip_address(address)
+        return any(ip in network for network in self.trusted_proxies)
+
+    def site_for(self, request: Request, client: Client) -> Site:
+        """The site of a request.
+
+        Raises `FrontdError`: ``Hostname`` (400) for an unknown host, ``NotFound`` for a path outside every prefix of a
+        known host, ``Misdirected`` (421) when the host's TLS policy is not the one this connection was made under.
+        """
+        host = request.host or client.local_address
+        if client.tls is not None:
+            profile = self.profiles.find(host)
+            if (profile.policy if profile else OPEN_POLICY) != client.tls.policy:
+                raise FrontdError(Reason.Misdirected)
+        match = self.sites.match(client.scheme, client.public_port, host, client.local_address, request.path)
+        if match.value is not None:
+            return match.value
+        raise FrontdError(Reason.NotFound if match.host_known else Reason.Hostname, detail=f"host {host}")
+
+
+def check_limits(site: Site, request: Request, head_size: int) -> None:
+    """The sizes of one site, once it is known.  Raises `FrontdError` that names the key of the limit."""
+    limits = site.limits
+    if head_size > limits.max_head:
+        raise FrontdError(Reason.RequestLength, hint=f"The limit is limits.max_head ({limits.max_head} bytes).")
+    if len(request.headers) > limits.max_fields:
+        raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_fields ({limits.max_fields} fields).")
+    if any(len(name) + len(value) > limits.max_field for _, name, value in request.headers):
+        raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_field ({limits.max_field} bytes).")
+    segments = request.path.split("/")[1:]
+    if len(segments) > limits.max_segments:
+        raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_segments ({limits.max_segments} segments).")
+    if any(len(segment) > limits.max_segment for segment in segments):
+        raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_segment ({limits.max_segment} characters).")
+    query = request.query or ""
+    if limits.max_query is not None and len(query) > limits.max_query:
+        raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_query ({limits.max_query} bytes).")
+    if limits.max_url is not None and len(request.path) + len(query) > limits.max_url:
+        raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_url ({limits.max_url} bytes).")
+    if limits.max_body is not None and (request.content_length or 0) > limits.max_body:
+        raise body_too_large(limits)
+
+
+def body_too_large(limits: Limits) -> FrontdError:
+    return FrontdError(Reason.EntityTooLarge, hint=f"The limit is limits.max_body ({limits.max_body} bytes).")

@@ -1,0 +1,291 @@
+"""The control socket and the health listener: HTTP/1.1 and JSON, so that ``curl --unix-socket`` is enough.
+
+Who may call: the kernel says who is at the other end of a Unix socket (SO_PEERCRED); the same uid as frontd or root,
+nobody else.  Every call that changes something is written to the log: who, what, what came of it.  The health listener
+on TCP, when configured, knows ``/livez`` and ``/readyz`` and nothing more.
+
+Invariant: a caller is bounded: one request head of 16 KiB, a body of 64 KiB that is thrown away, 10 s of patience.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import trio
+import yaml
+
+from frontd.config.effective import effective
+from frontd.config.load import Loaded
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.headers import Headers
+from frontd.net.streams import Broken, Stream
+from frontd.net.traps import carry_task
+from frontd.pipeline.answers import PHRASES
+from frontd.processes.explain import explain
+from frontd.processes.front import Front
+from frontd.protocol.h1 import End, ServerConnection
+from frontd.protocol.scan import WireLimits
+
+PATIENCE = 10.0  # s for a caller to send its request
+MAX_BODY = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end: pid, uid, gid as the kernel says."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    content_type: str
+    body: bytes
+
+
+def as_json(data: object, status: int = 200) -> Reply:
+    return Reply(status, "application/json", json.dumps(data).encode() + b"\n")
+
+
+def as_text(text: str, status: int = 200) -> Reply:
+    return Reply(status, "text/plain; charset=utf-8", text.encode() + b"\n")
+
+
+Answerer = Callable[[str, str, dict[str, list[str]], Caller], Awaitable[Reply]]
+
+
+class Control:
+    """What the control socket answers for one front.  `read` reads the configuration again; None: there is nothing to read."""
+
+    def __init__(self, front: Front, version: str, read: Callable[[], Loaded] | None) -> None:
+        self.front = front
+        self.version = version
+        self.read = read
+
+    async def answer(self, method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
+        """The reply to one request on the control socket."""
+        if path in ("/livez", "/readyz"):
+            return await self.health(method, path, query, caller)
+        if path == "/reload":
+            if method != "POST":
+                return as_json({"error": "use POST for /reload"}, 405)
+            return await self.reload(caller)
+        if method != "GET":
+            return as_json({"error": f"{method} is not for {path}"}, 405)
+        if path == "/status":
+            return as_json(self.status())
+        if path == "/config":
+            return as_json({"yaml": yaml.safe_dump(effective(self.front.config), sort_keys=False, allow_unicode=True)})
+        if path == "/explain":
+            return self.explain(query.get("url", [""])[0])
+        return as_json(
+            {"error": f"nothing under {path}; try /status /config /explain?url= /reload /livez /readyz"}, 404
+        )
+
+    async def health(self, method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
+        """``/livez``: this process answers.  ``/readyz``: it also accepts requests (503 while starting or draining)."""
+        if path not in ("/livez", "/readyz"):
+            return as_text("only /livez and /readyz are here", 404)
+        if method not in ("GET", "HEAD"):
+            return as_text("use GET", 405)
+        if path == "/livez" or self.front.is_ready:
+            return as_text("ok")
+        return as_text(self.front.state, 503)
+
+    async def reload(self, caller: Caller) -> Reply:
+        if self.read is None:
+            return as_json({"errors": ["this frontd was started without a file to read again"]}, 422)
+        report = await self.front.reload(self.read)
+        outcome = "ok" if report.ok else "refused"
+        self.front.service.log.remark(f"audit: reload by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
+        if not report.ok:
+            return as_json({"errors": report.errors}, 422)
+        generation = self.front.service.world.generation
+        return as_json({"generation": generation, "changed": report.changed, "warnings": report.warnings})
+
+    def explain(self, url: str) -> Reply:
+        try:
+            return as_json(explain(self.front.config, url))
+        except ValueError as error:
+            return as_json({"error": str(error)}, 400)
+
+    def status(self) -> dict[str, object]:
+        """Everything `frontd status` shows."""
+        front, service = self.front, self.front.service
+        world, now, report = service.world, trio.current_time(), front.last_reload
+        return {
+            "version": self.version,
+            "pid": os.getpid(),
+            "started": iso(front.started_at),
+            "uptime": round(datetime.now(UTC).timestamp() - front.started_at, 3),
+            "ready": front.is_ready,
+            "state": front.state,
+            "generation": world.generation,
+            "config": {"file": front.loaded.name, "loaded": iso(front.loaded_at)},
+            "last_reload": report
+            and {"at": iso(report.at), "ok": report.ok, "changed": report.changed, "errors": report.errors},
+            "listeners": [
+                {
+                    "name": one.settings.name, "kind": one.settings.kind, "address": one.settings.address or "*",
+                    "port": one.port, "public_port": one.public_port, "connections": one.connections,
+                }
+                for one in front.listeners
+            ],
+            "sites": [
+                {
+                    "name": site.name, "urls": [str(url) for url in front.config.sites[site.name].urls],
+                    "requests": site.state.requests, "errors": site.state.errors,
+                }
+                for site in world.all_sites
+            ],
+            "pools": [
+                {
+                    "name": pool.settings.name,
+                    "queue": {
+                        "length": len(pool.queue), "limit": pool.settings.queue_limit,
+                        "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
+                    },
+                    "targets": pool.status(),
+                }
+                for pool in world.pools.values()
+            ],
+            "certificates": [
+                {
+                    "hosts": list(profile.certificate.hosts), "source": profile.certificate.source,
+                    "not_after": profile.certificate.not_after.isoformat(),
+                }
+                for profile in {id(p.certificate): p for p in world.profiles.profiles}.values()
+            ],
+            "reasons": dict(service.reasons),
+            "log": {"dropped": service.log.dropped},
+            "dropped_underscore_fields": service.underscores,
+            "connections": len(service.connections),
+        }  # fmt: skip
+
+
+def iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+# ---------------------------------------------------------------------------------------------------- serving it
+
+
+def bind_control(path: Path) -> socket.socket:
+    """A listening Unix socket with mode 0660 at `path`; one left by a frontd that died is replaced.
+
+    Raises `OSError` when the path is taken by something else or by a frontd that lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        previous = os.umask(0o117)  # the mode is right from the first moment
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(previous)
+        sock.listen(64)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"control socket {path}: {error.strerror or error}") from None
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise FileExistsError(17, f"control socket {path}: the path is taken by something else")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise FileExistsError(17, f"control socket {path}: another frontd answers there (set control.socket)")
+
+
+def peer_of(sock: socket.socket) -> Caller:
+    """Who is at the other end of a Unix socket (unix(7), SO_PEERCRED)."""
+    size = struct.calcsize("3i")
+    return Caller(*struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+
+
+def may_call(caller: Caller) -> bool:
+    """The same uid as frontd, or root."""
+    return caller.uid in (0, os.geteuid())
+
+
+async def serve_calls(listening: socket.socket, answerer: Answerer, *, checked: bool) -> None:
+    """Accept callers until cancelled; `checked` ones are refused unless `may_call`."""
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listening)
+                continue
+            except OSError:
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(carry_task, _serve_caller, sock, answerer, checked)
+
+
+async def _serve_caller(sock: socket.socket, answerer: Answerer, checked: bool) -> None:
+    stream = Stream(sock)
+    try:
+        caller = peer_of(sock) if checked else Caller(0, -1, -1)
+        http = ServerConnection()
+        while await _one_call(stream, http, answerer, caller, refused=checked and not may_call(caller)):
+            http.next_cycle()
+        await stream.close_gracefully()
+    except (Broken, FrontdError, OSError):
+        pass  # a caller that leaves or talks nonsense is its own affair
+    finally:
+        stream.close_now()
+
+
+async def _one_call(
+    stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, *, refused: bool
+) -> bool:
+    """Answer one request; whether another may follow."""
+    deadline = trio.current_time() + PATIENCE
+    while (head := http.next_head(WireLimits())) is None:
+        data = await stream.receive(deadline, Reason.Timer_HeaderWait)
+        if not data:
+            return False
+        http.receive(data)
+    size = 0
+    while not isinstance(part := http.next_body(), End):
+        size += len(part or b"")
+        if size > MAX_BODY:
+            return False
+        if part is None:
+            http.receive(await stream.receive(deadline, Reason.Timer_EntityBody))
+    url = urlsplit(head.target.decode("latin-1"))
+    if refused:
+        reply = as_json({"error": f"uid {caller.uid} may not use this socket; use frontd's own uid or root"}, 403)
+    else:
+        reply = await answerer(head.method.decode(), url.path, parse_qs(url.query), caller)
+    headers = Headers.of((b"Content-Type", reply.content_type.encode()), (b"Content-Length", b"%d" % len(reply.body)))
+    out = http.send_head(reply.status, PHRASES.get(reply.status, b""), headers)
+    if head.method != b"HEAD":
+        out += http.send_body(reply.body)
+    stream.send_now(out + http.send_end())
+    await stream.flush(PATIENCE, 1, Reason.Timer_MinBytesPerSecond)
+    return not http.must_close

@@ -1,0 +1,321 @@
+"""Which way a URL goes through a configuration: listener → certificate → site → route → pool → target.
+
+How it works: each step asks the same functions that serve requests (`PrefixTable`, `PathTable`, `redirects_to_https`,
+certificate names by SNI) for the winner, then says of every other candidate why it lost.  Pure over `Config`, except
+that certificate files are read for their names.  A step that finds nothing ends the way; `answer` then says what a
+client would see.
+
+Invariant: what is `chosen` comes from the matching tables alone; the reasons beside it are for people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from frontd.config.certificates import CertificateFacts, Unusable, read_certificate
+from frontd.config.model import Config, Listen, Pool, Route, Site
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.urlprefix import (
+    DEFAULT_PORTS,
+    Category,
+    PathTable,
+    PrefixTable,
+    UrlPrefix,
+    canonical_host,
+    canonical_path,
+    is_ip,
+    is_under,
+    path_key,
+)
+from frontd.pipeline.world import Destination
+from frontd.processes.runtime import redirects_to_https
+
+_CATEGORY = {
+    Category.STRONG: "strong wildcard +",
+    Category.EXPLICIT: "explicit host",
+    Category.IP_BOUND: "IP-bound",
+    Category.WEAK: "weak wildcard *",
+}
+
+
+@dataclass(slots=True)
+class Way:
+    """What is asked, and the steps so far."""
+
+    config: Config
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+    query: str
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, name: str, chosen: str | None, why: str, lost: list[tuple[str, str]]) -> None:
+        self.steps.append(
+            {"step": name, "chosen": chosen, "why": why, "lost": [{"what": what, "why": cause} for what, cause in lost]}
+        )
+
+
+def explain(config: Config, url: str) -> dict[str, Any]:
+    """The way of `url` as ``{"url", "steps": [{"step", "chosen", "why", "lost": [{"what", "why"}]}], "answer"}``.
+
+    Raises `ValueError` with a sentence when `url` is not an http or https URL.
+    """
+    way, refused = _read(config, url)
+    answer = refused or _listener(way)
+    return {"url": way.url, "steps": way.steps, "answer": answer}
+
+
+def _read(config: Config, url: str) -> tuple[Way, str]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"{url!r} is not a URL such as https://shop.example.com/path")
+    host = canonical_host(parts.hostname)
+    way = Way(config, url, scheme, host, DEFAULT_PORTS[scheme] if port is None else port, "/", parts.query)
+    try:
+        way.path = canonical_path(parts.path or "/")
+    except FrontdError as error:
+        return way, f"{error.status} {error.reason}: {error.detail}"
+    return way, ""
+
+
+def _listener(way: Way) -> str:
+    """The listener: by kind and by the port that clients type."""
+    fits = [one for one in way.config.listen.values() if one.kind == way.scheme and one.public_port in (way.port, None)]
+    lost = []
+    for one in way.config.listen.values():
+        if one in fits[:1]:
+            continue
+        if one in fits:
+            lost.append((_listener_name(one), "serves this URL as well; the address that a client connects to decides"))
+        elif one.kind != way.scheme:
+            lost.append((_listener_name(one), f"it speaks {one.kind}, the URL says {way.scheme}"))
+        else:
+            lost.append((_listener_name(one), f"clients reach it on port {one.public_port}, the URL says {way.port}"))
+    if not fits:
+        way.step("listener", None, f"no {way.scheme} listener has public port {way.port}", lost)
+        return f"no connection: nothing listens for {way.scheme} on port {way.port}"
+    chosen = fits[0]
+    if chosen.public_port is None:
+        why = "it is on a free port, so sites are matched by host alone"
+    elif chosen.public_port != chosen.port:
+        why = f"it speaks {way.scheme}; clients reach it on port {chosen.public_port}, published to {chosen.port}"
+    else:
+        why = f"it speaks {way.scheme} on port {chosen.port}"
+    way.step("listener", _listener_name(chosen), why, lost)
+    if way.scheme == "https":
+        refused = _certificate(way)
+        if refused:
+            return refused
+    return _site(way, chosen)
+
+
+def _listener_name(one: Listen) -> str:
+    address = f"[{one.address}]" if one.address and ":" in one.address else one.address or "*"
+    return f"{one.name} ({address}:{one.port})"
+
+
+# ---------------------------------------------------------------------------------------------------- certificate
+
+
+def _certificate(way: Way) -> str:
+    """The certificate by the name in the TLS hello; returns what the client sees when there is none."""
+    known: list[tuple[str, CertificateFacts]] = []
+    lost: list[tuple[str, str]] = []
+    for certificate in way.config.tls.certificates:
+        label = str(certificate.pfx or certificate.cert)
+        try:
+            known.append((label, read_certificate(certificate)))
+        except Unusable as error:
+            lost.append((label, f"it cannot be used: {error}"))
+    # RFC 6066 3: a literal address is never sent as a server name
+    name = None if is_ip(way.host) else way.host
+    chosen, why = _by_name(known, name)
+    if chosen is None:
+        chosen, why = _default(way.config, known, name)
+    lost += [(one[0], _why_not(one[1], name, chosen)) for one in known if one is not chosen]
+    if chosen is None:
+        way.step("certificate", None, why, lost)
+        return "the TLS handshake is refused (unrecognized_name): " + Reason.TlsHostname.sentence
+    exact = name is None or any(name in one[1].hosts for one in known) or name in way.config.tls.hosts
+    demands = way.config.tls.hosts.get(way.host if exact else "*." + way.host.partition(".")[2])
+    if demands is not None and demands.client_certificate != "none":
+        why += f"; a client certificate is {demands.client_certificate}"
+    if not chosen[1].covers(way.host):
+        why += f"; clients will not accept it for {way.host}, it is for {', '.join(chosen[1].hosts) or 'no host'}"
+    way.step("certificate", chosen[0], why, lost)
+    return ""
+
+
+Known = tuple[str, CertificateFacts]
+
+
+def _by_name(known: list[Known], name: str | None) -> tuple[Known | None, str]:
+    if name is None:
+        return None, ""
+    for one in known:
+        if name in one[1].hosts:
+            return one, f"it names {name}"
+    wildcard = "*." + name.partition(".")[2]
+    for one in known:
+        if wildcard in one[1].hosts:
+            return one, f"its {wildcard} covers {name}"
+    return None, ""
+
+
+def _default(config: Config, known: list[Known], name: str | None) -> tuple[Known | None, str]:
+    """The certificate of ``tls.default``: a host it covers, its name, or its position."""
+    nothing = f"no certificate covers {name}"
+    if name is None:
+        nothing = "the URL has an address, so the TLS hello has no name"
+    wanted = config.tls.default
+    if wanted is None:
+        return None, f"{nothing}, and there is no tls.default"
+    labels = {str(c.pfx or c.cert): (c.name, str(i)) for i, c in enumerate(config.tls.certificates)}
+    for one in known:
+        if wanted in labels[one[0]] or one[1].covers(wanted.lower()):
+            return one, f"{nothing}; tls.default is {wanted}"
+    return None, f"{nothing}, and tls.default ({wanted}) cannot be used"
+
+
+def _why_not(facts: CertificateFacts, name: str | None, chosen: Known | None) -> str:
+    if name is not None and facts.covers(name):
+        if chosen is not None and name in chosen[1].hosts and name not in facts.hosts:
+            return "its wildcard covers the name too, but an exact name comes first"
+        return "it covers the name too, but comes later in the list"
+    hosts = ", ".join(facts.hosts) or "no host"
+    return f"it is for {hosts}" + ("" if name is None else f", not for {name}")
+
+
+# ---------------------------------------------------------------------------------------------------- site
+
+
+def _site(way: Way, listener: Listen) -> str:
+    """The site by UrlPrefix; redirects from http to https stand in the same table, as when requests are served."""
+    http_ports = [one.public_port for one in way.config.listen.values() if one.kind == "http"]
+    pairs: list[tuple[UrlPrefix, Entry]] = [
+        (url, (site.name, url, None)) for site in way.config.sites.values() for url in site.urls
+    ]
+    pairs += [
+        (url, (site.name, url, site.routes.match("/"))) for url, site in redirects_to_https(way.config, http_ports, {})
+    ]
+    port = None if listener.public_port is None else way.port
+    local = listener.address or (way.host if is_ip(way.host) else "")
+    match = PrefixTable(pairs).match(way.scheme, port, way.host, local, way.path)
+    winner = match.value
+    lost = [
+        (f"{name}: {url}", _why_url_lost(way, port, local, url, winner[1] if winner else None))
+        for url, (name, _, redirect) in pairs
+        if redirect is None and (winner is None or (name, url) != winner[:2])
+    ]
+    if winner is None:
+        if match.host_known:
+            way.step("site", None, f"{way.host} is known, but no URL covers {way.path}", lost)
+            return f"404 {Reason.NotFound}: {Reason.NotFound.sentence}"
+        way.step("site", None, f"no site has {way.scheme} URLs for {way.host}", lost)
+        return f"400 {Reason.Hostname}: {Reason.Hostname.sentence}"
+    name, url, redirect = winner
+    if redirect is not None:
+        way.step("site", name, f"{way.host} has https URLs only, so http redirects there (redirect_http)", lost)
+        return _redirect(way, redirect.redirect, redirect.status)
+    why = f"{url} covers it ({_CATEGORY[url.category]})"
+    if way.path != (urlsplit(way.url).path or "/"):
+        why += f"; the path is read as {way.path}"
+    way.step("site", name, why, lost)
+    return _route(way, way.config.sites[name])
+
+
+Entry = tuple[str, UrlPrefix, Destination | None]
+
+
+def _redirect(way: Way, to: str, status: int) -> str:
+    host = f"[{way.host}]" if ":" in way.host else way.host
+    path = way.path + (f"?{way.query}" if way.query else "")
+    return f"{status} redirect to {to.replace('{host}', host).replace('{path}', path)}"
+
+
+def _names(url: UrlPrefix, host: str, local: str) -> bool:
+    """Whether the host part of a UrlPrefix covers `host`."""
+    if url.host in ("+", "*", host) or (local and url.host == local):
+        return True
+    return url.host.startswith("*.") and not is_ip(host) and host.endswith(url.host[1:])
+
+
+def _why_url_lost(way: Way, port: int | None, local: str, url: UrlPrefix, winner: UrlPrefix | None) -> str:
+    if url.scheme != way.scheme:
+        return f"it is for {url.scheme}"
+    if port is not None and url.port != port:
+        return f"it is for port {url.port}"
+    if not _names(url, way.host, local):
+        return f"it is for the host {url.host}"
+    if not is_under(path_key(way.path), path_key(url.path)):
+        return f"{way.path} is not under {url.path}"
+    if winner is None:
+        return "it does not match"
+    if url.category != winner.category:
+        return f"a {_CATEGORY[url.category]} is asked after a {_CATEGORY[winner.category]}"
+    if url.host != winner.host:
+        return f"{winner.host} is more exact than {url.host}"
+    return f"{winner.path} is longer than {url.path}"
+
+
+# ---------------------------------------------------------------------------------------------------- route to target
+
+
+def _route(way: Way, site: Site) -> str:
+    entries = [(prefix, (prefix, route)) for prefix, route in site.routes.items()]
+    found = PathTable(entries).match(way.path)
+    chosen = found[0] if found else None
+    lost = []
+    for prefix in site.routes:
+        if prefix == chosen:
+            continue
+        if not is_under(path_key(way.path), path_key(prefix)):
+            lost.append((prefix, f"{way.path} is not under it"))
+        else:
+            lost.append((prefix, f"{chosen} is longer"))
+    if found is None:
+        way.step("route", None, f"no route of {site.name} covers {way.path}", lost)
+        return f"404 {Reason.NotFound}: {Reason.NotFound.sentence}"
+    prefix, route = found
+    if route.redirect is not None:
+        way.step("route", prefix, f"it redirects to {route.redirect}", lost)
+        return _redirect(way, route.redirect, route.status)
+    why = "the only route" if len(site.routes) == 1 else f"the longest one that covers {way.path}"
+    way.step("route", prefix, why, lost)
+    return _pool(way, prefix, route)
+
+
+def _pool(way: Way, prefix: str, route: Route) -> str:
+    pool = way.config.pools[cast("str", route.pool)]
+    queue = f"up to {pool.queue.limit} requests wait there for up to {pool.queue.wait:g} s"
+    busy = "while no target can be reached" if pool.concurrency is None else "while no target is free"
+    way.step("pool", pool.name, f"the route leads to it; {busy}, {queue}", [])
+    forwarded = _forwarded(way.path, prefix) if route.strip_prefix else way.path
+    if way.query:
+        forwarded += f"?{way.query}"
+    return _target(way, pool, forwarded)
+
+
+def _forwarded(path: str, prefix: str) -> str:
+    """The path without the route's prefix; the case of the client stays."""
+    return "/" + path[len(prefix) :] if len(path) >= len(prefix) else "/"
+
+
+def _target(way: Way, pool: Pool, forwarded: str) -> str:
+    targets = [str(target) for target in pool.targets]
+    limit = "" if pool.concurrency is None else f", each with at most {pool.concurrency} requests at once"
+    if len(targets) == 1:
+        way.step("target", targets[0], f"the only one of the pool{limit}, asked for {forwarded}", [])
+    else:
+        why = f"in turn (round robin){limit}, asked for {forwarded}"
+        way.step("target", " | ".join(targets), why, [])
+    return f"forwarded to {' or '.join(targets)} as {forwarded}"

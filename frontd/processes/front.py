@@ -1,0 +1,211 @@
+"""A front: the listeners, the world they serve, reload and drain.
+
+How it works
+------------
+`Front` owns the sockets and the State (pools, counters, logs) and points at the current `World`.  A reload is two
+steps: *build* makes everything new beside the old (sockets bound, contexts made, pools created) and may fail without a
+trace; *swap* is synchronous, so no request ever sees half of it.
+
+Invariants
+----------
+* An exchange holds on to the world it began in; pools that left the configuration end when their last lease ends.
+* Listeners with an unchanged address keep their socket: no connection is refused during a reload.
+* Draining: not ready, no new connections, ``Connection: close`` on what is answered, idle connections ended, and at the
+  limit (``timeouts.drain``) whatever is left is cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from frontd.config.load import Loaded
+from frontd.config.model import Config, Listen
+from frontd.config.problems import ConfigProblems
+from frontd.lanes.connection import Connection
+from frontd.lanes.listener import Listener, bind
+from frontd.lanes.service import Service
+from frontd.pipeline.accesslog import LogWriter
+from frontd.processes.runtime import BuildProblem, build, differences
+from frontd.upstream.pool import Pool
+
+FIXED = ("control", "health", "log", "state_dir")  # nouns whose change needs a restart
+
+
+@dataclass(slots=True)
+class ReloadReport:
+    """What the last reload did: when (s since the epoch), what changed, or every error."""
+
+    at: float
+    changed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.errors
+
+
+class Front:
+    """One front and everything it owns.  Made by `Front.open`, run by `run`, changed by `reload`, ended by `drain`."""
+
+    def __init__(self, loaded: Loaded, listeners: list[Listener], service: Service) -> None:
+        self.loaded = loaded
+        self.loaded_at = self.started_at = time.time()
+        self.listeners = listeners
+        self.service = service
+        self.last_reload: ReloadReport | None = None
+        self.state = "starting"  # starting | serving | draining
+        self._nursery: trio.Nursery | None = None
+        self._reloading = trio.Lock()
+
+    @classmethod
+    def open(cls, loaded: Loaded) -> Front:
+        """Bind the listeners and build the first world.  Raises `OSError` or `BuildProblem`; nothing stays bound then."""
+        listeners = bind_all(loaded.config, [])
+        try:
+            world = build(loaded.config, settings_of(listeners), 1, None)
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        config = loaded.config
+        return cls(loaded, listeners, Service(world, LogWriter(config.log.access, config.log.error)))
+
+    @property
+    def config(self) -> Config:
+        return self.loaded.config
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "serving"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self.service.hangups.run)
+                for pool in self.service.world.pools.values():
+                    nursery.start_soon(pool.run)
+                for listener in self.listeners:
+                    nursery.start_soon(listener.run, self.service, nursery)
+                self.state = "serving"
+                self.service.log.remark(f"serving: {', '.join(self.addresses())}")
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            for listener in self.listeners:
+                listener.close()
+            self.service.hangups.close()
+
+    def addresses(self) -> list[str]:
+        """The bound addresses, for people: ``https on *:8443``."""
+        return [f"{one.settings.kind} on {one.settings.address or '*'}:{one.port}" for one in self.listeners]
+
+    # ------------------------------------------------------------------ reload
+
+    async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
+        """Read, build and swap; on any error the old world stays.  `read` runs in a thread and may raise `ConfigProblems`."""
+        async with self._reloading:
+            report = ReloadReport(time.time())
+            try:
+                loaded = await trio.to_thread.run_sync(read)
+                report.warnings = [str(problem) for problem in loaded.warnings]
+                report.changed = self._swap(loaded)
+            except ConfigProblems as error:
+                report.errors = [str(problem) for problem in error.problems]
+            except (BuildProblem, OSError) as error:
+                report.errors = [str(error)]
+            self.last_reload = report
+            self.service.log.remark(self._told(report))
+            return report
+
+    def _swap(self, loaded: Loaded) -> list[str]:
+        """Build the new world and put it in place; synchronous, so it happens between two steps of every connection."""
+        old, new = self.config, loaded.config
+        for noun in FIXED:
+            if getattr(old, noun) != getattr(new, noun):
+                raise BuildProblem(f"{noun} cannot be changed by a reload: restart frontd")
+        service, nursery = self.service, self._nursery
+        assert nursery is not None
+        listeners = bind_all(new, self.listeners)
+        try:
+            world = build(new, settings_of(listeners), service.world.generation + 1, service.world)
+        except BaseException:
+            for listener in listeners:
+                if listener not in self.listeners:
+                    listener.close()
+            raise
+        previous, service.world = service.world, world
+        for listener in self.listeners:
+            if listener not in listeners:
+                listener.close()
+        for listener in listeners:
+            if listener in self.listeners:
+                listener.adopt(next(s for s in new.listen.values() if (s.address, s.port) == listener.identity))
+            else:
+                nursery.start_soon(listener.run, service, nursery)
+        self.listeners = listeners
+        kept = set(world.pools.values())
+        for pool in previous.pools.values():
+            if pool not in kept:
+                pool.retire()
+        known = set(previous.pools.values())
+        for pool in world.pools.values():
+            if pool not in known:
+                nursery.start_soon(pool.run)
+        self.loaded, self.loaded_at = loaded, time.time()
+        return differences(old, new)
+
+    def _told(self, report: ReloadReport) -> str:
+        if not report.ok:
+            return f"reload refused, the old configuration stays: {'; '.join(report.errors)}"
+        changed = ", ".join(report.changed) or "unchanged"
+        return f"reloaded: generation {self.service.world.generation}: {changed}"
+
+    # ------------------------------------------------------------------ drain
+
+    async def drain(self) -> None:
+        """Stop accepting and wait for what is running, for at most ``timeouts.drain``."""
+        self.state = "draining"
+        service = self.service
+        service.draining = True
+        for listener in self.listeners:
+            listener.close()
+        service.log.remark(f"draining: {len(service.connections)} connections")
+        for connection in list(service.connections):
+            if isinstance(connection, Connection):
+                connection.end_when_idle()
+        with trio.move_on_after(service.world.timeouts.drain):
+            while service.connections:
+                await service.emptied.wait()
+        if service.connections:
+            service.log.remark(f"drained: {len(service.connections)} connections cut")
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        return self.service.world.pools
+
+
+def bind_all(config: Config, standing: list[Listener]) -> list[Listener]:
+    """Listeners for `config`; those of `standing` with an equal address are used again.  Raises `OSError`."""
+    listeners: list[Listener] = []
+    try:
+        for settings in config.listen.values():
+            same = [one for one in standing if one.identity == (settings.address, settings.port)]
+            listeners.append(same[0] if same else bind(settings))
+    except BaseException:
+        for listener in listeners:
+            if listener not in standing:
+                listener.close()
+        raise
+    return listeners
+
+
+def settings_of(listeners: list[Listener]) -> list[Listen]:
+    return [listener.settings for listener in listeners]

@@ -1,0 +1,217 @@
+"""Config → World: the whole new world is built beside the one that serves, then swapped in one assignment.
+
+Build touches nothing that is serving; whatever fails raises `BuildProblem` and the old world stays.  State is kept
+where its configuration is unchanged: pools with their connections and queues, TLS contexts with their tickets, counters
+of sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from frontd.config.model import Config, Listen, Route, TlsHost
+from frontd.config.model import Pool as PoolConfig
+from frontd.config.model import Site as SiteConfig
+from frontd.config.model import Target as TargetConfig
+from frontd.model.urlprefix import PathTable, PrefixTable, UrlPrefix
+from frontd.net.tls import (
+    Certificate,
+    CertificateProblem,
+    PolicyFiles,
+    Profile,
+    ProfileTable,
+    build_profile,
+    client_context,
+    load_certificate,
+)
+from frontd.pipeline.world import Destination, Site, SiteState, World
+from frontd.protocol.scan import WireLimits
+from frontd.upstream.client import Dialect
+from frontd.upstream.pool import Pool, PoolSettings, Target
+
+
+class BuildProblem(Exception):
+    """A configuration that is valid on paper cannot be served; the text says what and why."""
+
+
+def build(config: Config, listeners: Iterable[Listen], generation: int, previous: World | None) -> World:
+    """The world of `config`.  `listeners` are those that will serve it.  Raises `BuildProblem`."""
+    try:
+        profiles = build_profiles(config, previous.profiles.profiles if previous else [])
+        pools = {name: build_pool(pool, config, previous) for name, pool in config.pools.items()}
+    except CertificateProblem as error:
+        raise BuildProblem(str(error)) from None
+    states = {site.name: site.state for site in previous.all_sites} if previous else {}
+    sites = {name: build_site(site, pools, states.get(name)) for name, site in config.sites.items()}
+    pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
+    http_ports = [listen.public_port for listen in listeners if listen.kind == "http"]
+    pairs += redirects_to_https(config, http_ports, states)
+    return World(
+        generation=generation,
+        sites=PrefixTable(pairs),
+        all_sites=tuple(sites.values()),
+        pools=pools,
+        profiles=profiles,
+        trusted_proxies=config.trusted_proxies,
+        limits=config.limits,
+        timeouts=config.timeouts,
+        wire=largest_heads(config),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+
+
+def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
+    """Profiles by host: every name of every certificate under the open policy, then the hosts with demands of their own."""
+    certificates = [
+        load_certificate(c.cert, c.key, c.pfx, c.password.get_secret_value() if c.password else None)
+        for c in config.tls.certificates
+    ]
+    hosts: dict[str, Profile] = {}
+    made = list(previous)
+
+    def profile(certificate: Certificate, files: PolicyFiles) -> Profile:
+        found = build_profile(certificate, files, made)
+        made.append(found)
+        return found
+
+    for certificate in certificates:
+        for host in certificate.hosts:  # the first certificate for a name wins, as the order in the file says
+            hosts.setdefault(host, profile(certificate, PolicyFiles()))
+    table = ProfileTable(hosts, None)
+    for host, demand in config.tls.hosts.items():
+        found = table.find(host)
+        if found is None:
+            raise BuildProblem(f"tls.hosts.{host}: no certificate covers it")
+        hosts[host] = profile(found.certificate, policy_files(demand))
+    default = config.tls.default
+    if default is not None:
+        names = [c.name for c in config.tls.certificates]
+        chosen = hosts.get(default) or (
+            profile(certificates[names.index(default)], PolicyFiles()) if default in names else table.find(default)
+        )
+        if chosen is None:
+            raise BuildProblem(f"tls.default: no certificate is named or covers {default!r}")
+        table.default = chosen
+    return table
+
+
+def policy_files(demand: TlsHost) -> PolicyFiles:
+    return PolicyFiles(demand.client_certificate, demand.ca, demand.crl, demand.min_version)
+
+
+# ---------------------------------------------------------------------------------------------------- sites
+
+
+def build_site(config: SiteConfig, pools: dict[str, Pool], state: SiteState | None) -> Site:
+    return Site(
+        name=config.name,
+        routes=PathTable((path, destination(path, route, pools)) for path, route in config.routes.items()),
+        limits=config.limits,
+        timeouts=config.timeouts,
+        state=state or SiteState(),
+        keeps_underscores=config.underscores_in_headers,
+    )
+
+
+def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
+    if route.redirect is not None:
+        return Destination(path, redirect=route.redirect, status=route.status)
+    assert route.pool is not None
+    return Destination(path, pool=pools[route.pool], strip=path if route.strip_prefix else "")
+
+
+def redirects_to_https(
+    config: Config, http_ports: list[int | None], states: dict[str, SiteState]
+) -> list[tuple[UrlPrefix, Site]]:
+    """http for hosts that have only https URLs: a redirect to the same URL there (308, so that methods are kept)."""
+    taken = {(prefix.host, prefix.port) for site in config.sites.values() for prefix in site.urls
+             if prefix.scheme == "http"}  # fmt: skip
+    pairs: list[tuple[UrlPrefix, Site]] = []
+    for site in config.sites.values():
+        for prefix in site.urls:
+            if prefix.scheme != "https" or not site.redirect_http:
+                continue
+            port = "" if prefix.port == 443 else f":{prefix.port}"
+            to = Destination("/", redirect=f"https://{{host}}{port}{{path}}", status=308)
+            for http_port in http_ports:
+                where = UrlPrefix("http", prefix.host, http_port or 80, "/")
+                if (prefix.host, where.port) not in taken:
+                    taken.add((prefix.host, where.port))
+                    pairs.append((where, redirect_site(site, to, states)))
+    return pairs
+
+
+def redirect_site(site: SiteConfig, to: Destination, states: dict[str, SiteState]) -> Site:
+    return Site(site.name, PathTable([("/", to)]), site.limits, site.timeouts, states.get(site.name) or SiteState())
+
+
+def largest_heads(config: Config) -> WireLimits:
+    """What must be read before the site is known: the largest head any site accepts."""
+    every = [config.limits, *(site.limits for site in config.sites.values())]
+    return WireLimits(
+        max(limits.max_head for limits in every),
+        max(limits.max_field for limits in every),
+        max(limits.max_fields for limits in every),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- pools
+
+
+def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Pool:
+    """The pool of `config`; the one that stands is kept when nothing about it changed.  Raises `CertificateProblem`."""
+    kept = previous.pools.get(config.name) if previous else None
+    contexts = client_contexts(config, kept)
+    settings = PoolSettings(
+        name=config.name,
+        targets=tuple(build_target(target, config, contexts) for target in config.targets),
+        concurrency=config.concurrency,
+        queue_limit=config.queue.limit,
+        queue_wait=config.queue.wait,
+        resolve=config.resolve,
+        keep_alive=whole.timeouts.keep_alive,
+        connect=whole.timeouts.connect,
+        replay_body=config.replay_body,
+    )
+    return kept if kept is not None and kept.settings == settings else Pool(settings)
+
+
+def client_contexts(config: PoolConfig, kept: Pool | None) -> dict[str, Dialect]:
+    """How to speak to this pool's targets; the TLS context of a pool that stands is used again while its CA is the same."""
+    plain = Dialect(lenient=config.lenient_responses)
+    if not any(target.scheme == "https" for target in config.targets):
+        return {"http": plain, "unix": plain}
+    authority = config.tls.ca.read_bytes() if config.tls.ca else b""
+    for target in kept.settings.targets if kept else ():
+        if target.dialect.context is not None and target.dialect.authority == authority:
+            secure = Dialect(target.dialect.context, "", config.lenient_responses, authority)
+            return {"http": plain, "unix": plain, "https": secure}
+    secure = Dialect(client_context(config.tls.ca), "", config.lenient_responses, authority)
+    return {"http": plain, "unix": plain, "https": secure}
+
+
+def build_target(target: TargetConfig, config: PoolConfig, dialects: dict[str, Dialect]) -> Target:
+    dialect = dialects[target.scheme]
+    if dialect.context is not None:
+        dialect = dialect.to(config.tls.server_name or target.host)
+    return Target(str(target), target.path or target.host, target.port, dialect)
+
+
+# ---------------------------------------------------------------------------------------------------- differences
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What a reload changed, in words, by top-level noun and by name."""
+    changes: list[str] = []
+    for noun in ("sites", "pools", "listen"):
+        before, after = getattr(old, noun), getattr(new, noun)
+        one = noun.rstrip("s") if noun != "listen" else "listener"
+        changes += [f"{one} {name} added" for name in after if name not in before]
+        changes += [f"{one} {name} removed" for name in before if name not in after]
+        changes += [f"{one} {name} changed" for name in after if name in before and after[name] != before[name]]
+    for noun in ("tls", "trusted_proxies", "limits", "timeouts", "log", "control", "health", "state_dir"):
+        if getattr(old, noun) != getattr(new, noun):
+            changes.append(f"{noun} changed")
+    return changes

@@ -1,0 +1,110 @@
+"""One process that is front, control and master at once: signals, control socket, health listener, drain.
+
+SIGHUP reload · SIGUSR1 reopen logs · SIGTERM, SIGINT drain and exit 0 · a second one: exit at once
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from frontd.config.load import Loaded
+from frontd.config.model import Listen
+from frontd.lanes.listener import bind
+from frontd.processes.control import Control, bind_control, serve_calls
+from frontd.processes.front import Front
+
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+def run_front(
+    loaded: Loaded,
+    reload_from: Callable[[], Loaded] | None,
+    ready: Callable[[str], None] | None = None,
+    version: str = "",
+) -> int:
+    """Serve `loaded` until a signal says otherwise; returns the exit code.
+
+    `reload_from` reads the configuration again; `ready` is told in one line when connections are accepted.  Raises
+    `OSError` when a socket cannot be bound and `BuildProblem` when the configuration cannot be served.
+    """
+    raise_file_limit()
+    front = Front.open(loaded)
+    try:
+        control_socket = bind_control(loaded.config.control.socket)
+    except BaseException:
+        for listener in front.listeners:
+            listener.close()
+        front.service.log.close()
+        raise
+    try:
+        return trio.run(_main, front, control_socket, reload_from, ready, version, strict_exception_groups=True)
+    finally:
+        control_socket.close()
+        loaded.config.control.socket.unlink(missing_ok=True)
+        front.service.log.close()
+
+
+async def _main(
+    front: Front,
+    control_socket: socket.socket,
+    reload_from: Callable[[], Loaded] | None,
+    ready: Callable[[str], None] | None,
+    version: str,
+) -> int:
+    control = Control(front, version, reload_from)
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            health = bind_health(front)
+            await nursery.start(front.run)
+            nursery.start_soon(partial(serve_calls, control_socket, control.answer, checked=True))
+            if health is not None:
+                nursery.start_soon(partial(serve_calls, health, control.health, checked=False))
+            gc.collect()
+            gc.freeze()
+            if ready is not None:
+                sites = len(front.config.sites)
+                ready(f"frontd ready: {', '.join(front.addresses())} ({sites} site{'s' if sites != 1 else ''})")
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(reload_by_signal, front, reload_from)
+                elif number == signal.SIGUSR1:
+                    front.service.log.reopen()
+                elif front.state != "draining":
+                    nursery.start_soon(drain_and_stop, front, nursery)
+                else:
+                    nursery.cancel_scope.cancel()
+    return 0
+
+
+async def drain_and_stop(front: Front, nursery: trio.Nursery) -> None:
+    await front.drain()
+    nursery.cancel_scope.cancel()
+
+
+async def reload_by_signal(front: Front, reload_from: Callable[[], Loaded] | None) -> None:
+    if reload_from is None:
+        front.service.log.remark("SIGHUP: this frontd was started without a file to read again")
+    else:
+        await front.reload(reload_from)
+
+
+def bind_health(front: Front) -> socket.socket | None:
+    """The listening socket of ``health.listen``.  Raises `OSError`."""
+    health = front.config.health
+    if health is None:
+        return None
+    address, port = health.listen
+    return bind(Listen(name="health", kind="http", address=address, port=port)).sock
+
+
+def raise_file_limit() -> None:
+    """The soft limit of open files to the hard one: a front needs two for each exchange."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,64 @@
+"""Who gets the next request: the places of a pool, and the choice among them.
+
+A `Place` is one address of a pool's targets: a name that resolves to three addresses is three places.  The choice is
+synchronous and does no I/O: round robin over the places that are not down and have room (nginx's and HAProxy's
+default).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from frontd.upstream.client import Address, Dialect, Upstream
+
+BACKOFF_FIRST = 0.05  # s until a refused address is tried again
+BACKOFF_LAST = 1.0  # s, so that an app is noticed at most a second after it listens
+
+
+class Place:
+    """One address of a pool.  `active` counts the exchanges that hold it, `idle` the connections that wait for one."""
+
+    __slots__ = (
+        "active", "address", "backoff", "dialect", "error", "gone", "idle", "probing", "retry_at", "state", "target",
+    )  # fmt: skip
+
+    def __init__(self, target: str, address: Address, dialect: Dialect) -> None:
+        self.target = target
+        self.address = address
+        self.dialect = dialect
+        self.state = "unknown"  # up | down | unknown: never tried
+        self.active = 0
+        self.idle: deque[Upstream] = deque()
+        self.backoff = BACKOFF_FIRST
+        self.retry_at = 0.0
+        self.probing = False
+        self.gone = False  # no longer among the addresses of its target
+        self.error = ""
+
+    def __repr__(self) -> str:
+        return f"<Place {self.address} {self.state} active={self.active} idle={len(self.idle)}>"
+
+    def succeeded(self) -> None:
+        self.state = "up"
+        self.error = ""
+        self.backoff = BACKOFF_FIRST
+
+    def failed(self, text: str, now: float) -> None:
+        """A connect failed: out of rotation until a probe succeeds."""
+        self.state = "down"
+        self.error = text
+        self.retry_at = now + self.backoff
+        self.backoff = min(self.backoff * 2, BACKOFF_LAST)
+
+    def close_idle(self) -> None:
+        while self.idle:
+            self.idle.popleft().stream.close_now()
+
+
+def choose(places: list[Place], turn: int, concurrency: int | None) -> Place | None:
+    """The next place with room, beginning at position `turn`; None when all are down or busy."""
+    for step in range(len(places)):
+        place = places[(turn + step) % len(places)]
+        if place.state != "down" and (concurrency is None or place.active < concurrency):
+            return place
+    return None

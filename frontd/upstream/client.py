@@ -1,0 +1,169 @@
+"""One connection to an app: connecting, and the non-waiting half of one exchange over it.
+
+How it works
+------------
+`connect` makes an `Upstream`: a `Stream` with a `ClientConnection` on it.  `head_now` and `body_now` never wait: they
+answer None when the stream must become readable first, so that the pipeline decides how to wait and for how long.
+
+Invariants
+----------
+* An end of stream before the first byte of a response is `UpstreamGone` (repeatable perhaps); any later fault is a
+  `FrontdError` with source upstream.
+* A Unix connect that says EAGAIN means "the app's backlog is full", never "connected".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from dataclasses import dataclass, replace
+
+import trio
+
+from frontd.model.errors import FrontdError, Reason, UpstreamGone
+from frontd.net.streams import Broken, Stream, tcp_options
+from frontd.net.tls import UntrustedUpstream, connect_tls
+from frontd.protocol.h1 import ClientConnection, End
+from frontd.protocol.scan import ResponseHead
+
+
+class ConnectFailed(Exception):
+    """No connection to the app could be made; `reason` is set when waiting would not help (an untrusted certificate)."""
+
+    def __init__(self, text: str, reason: Reason | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an app listens: an IP and port, or the path of a Unix socket (`port` 0)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        if not self.port:
+            return f"unix:{self.host}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How an app is spoken to: TLS context (None: plain), the name to verify, leniency towards its heads, and the PEM
+    bytes of the authority that `context` was made from (empty: the system's)."""
+
+    context: ssl.SSLContext | None = None
+    server_name: str = ""
+    lenient: bool = False
+    authority: bytes = b""
+
+    def to(self, server_name: str) -> Dialect:
+        return replace(self, server_name=server_name)
+
+
+class Upstream:
+    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is in seconds of trio's clock."""
+
+    __slots__ = ("http", "idle_since", "stream", "uses")
+
+    def __init__(self, stream: Stream, *, lenient: bool = False) -> None:
+        self.stream = stream
+        self.http = ClientConnection(lenient=lenient)
+        self.uses = 0
+        self.idle_since = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.stream!r} uses={self.uses}>"
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection still stands: nothing to read, neither an end nor unasked bytes."""
+        try:
+            return self.stream.receive_now() is None
+        except Broken:
+            return False
+
+    def head_now(self) -> ResponseHead | None:
+        """The next response head if it is there.  Raises `UpstreamGone` or `FrontdError`."""
+        while (head := self.http.next_head()) is None:
+            data = self._receive_now()
+            if data is None:
+                return None
+            if not data and not self.http.started:
+                raise UpstreamGone("ended without an answer")
+        return head
+
+    def body_now(self) -> bytes | End | None:
+        """The next part of the response body if it is there.  Raises `FrontdError`."""
+        while (part := self.http.next_body()) is None:
+            if self._receive_now() is None:
+                return None
+        return part
+
+    def send_now(self, data: bytes) -> bool:
+        """Queue `data` and send what goes; True when nothing is left waiting.  Raises `UpstreamGone`."""
+        try:
+            return self.stream.send_now(data)
+        except Broken as error:
+            raise UpstreamGone(str(error)) from None
+
+    async def flush(self, stall: float) -> None:
+        """Wait until everything is sent.  Raises `UpstreamGone`, and ``Timer_Response`` when nothing moves for `stall` seconds."""
+        try:
+            await self.stream.flush(stall, 1, Reason.Timer_Response)
+        except Broken as error:
+            raise UpstreamGone(str(error)) from None
+
+    def _receive_now(self) -> bytes | None:
+        try:
+            data = self.stream.receive_now()
+        except Broken as error:
+            if not self.http.started:
+                raise UpstreamGone(str(error)) from None
+            raise FrontdError(Reason.BadUpstreamBody, detail=str(error)) from None
+        if data is not None:
+            self.http.receive(data)
+        return data
+
+
+async def connect(address: Address, dialect: Dialect, timeout: float) -> Upstream:
+    """Connect within `timeout` seconds, TLS included.  Raises `ConnectFailed`."""
+    try:
+        with trio.fail_after(timeout):
+            sock = await _connect_unix(address) if not address.port else await _connect_tcp(address)
+            if dialect.context is None:
+                return Upstream(Stream(sock), lenient=dialect.lenient)
+            stream = await connect_tls(sock, dialect.context, dialect.server_name)
+            return Upstream(stream, lenient=dialect.lenient)
+    except trio.TooSlowError:
+        raise ConnectFailed(f"no connection within {timeout:g} s") from None
+    except UntrustedUpstream as error:
+        raise ConnectFailed(f"its certificate is not trusted: {error}", Reason.UpstreamTls) from None
+    except Broken as error:
+        raise ConnectFailed(f"TLS failed: {error}", Reason.UpstreamTls) from None
+    except OSError as error:
+        raise ConnectFailed(error.strerror or str(error)) from None
+
+
+async def _connect_tcp(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with trio.socket.socket(family, socket.SOCK_STREAM) as connecting:
+        await connecting.connect((address.host, address.port))
+        sock = socket.socket(fileno=connecting.detach())
+    tcp_options(sock)
+    sock.setblocking(False)
+    return sock
+
+
+async def _connect_unix(address: Address) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    code = sock.connect_ex(address.host)
+    if code:
+        sock.close()
+        text = "its backlog is full" if code == errno.EAGAIN else os.strerror(code)
+        raise OSError(code, text)
+    await trio.lowlevel.checkpoint()
+    return sock

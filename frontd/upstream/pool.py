@@ -1,0 +1,369 @@
+"""A pool: targets, their connections, and the one queue in which requests wait for them.
+
+How it works
+------------
+The brain is synchronous: `lease_nowait`, `_release` and `_dispatch` change lists and counters and do no I/O.  The hands
+are asynchronous: `lease` waits in the queue and connects; `run` looks names up again, probes addresses that are down
+and closes connections that were idle too long.
+
+A request takes a place only when that place is not known to be down.  When a connect fails, the place is down and the
+request goes back to where it stood in the queue; from then on `run` probes the address (50 ms, doubling to 1 s) and
+puts it back into rotation with the connection it made.  So an app that restarts costs waiting, not errors.
+
+Invariants
+----------
+* ``place.active`` is the number of leases on it: each `Lease` is ended exactly once, by `give_back` or `discard`.
+* Nobody overtakes the queue: while it is not empty, `lease_nowait` answers None.
+* A name that does not resolve, or no longer does, is not an error: its requests wait.
+* State outlives configuration: a pool whose configuration is unchanged keeps everything over a reload.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from frontd.model.errors import FrontdError, Reason
+from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose
+from frontd.upstream.client import Address, ConnectFailed, Dialect, Upstream, connect
+from frontd.upstream.queue import RequestQueue
+
+IDLE_PER_PLACE = 64  # idle connections kept for one address; nginx 32 per worker, Caddy 32 per host
+SWEEP = 1.0  # s between two looks for connections that were idle too long
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A destination as configured: `text` for people, `host` an IP, a name to look up, or a socket path (`port` 0)."""
+
+    text: str
+    host: str
+    port: int
+    dialect: Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Times in seconds; `concurrency` per address (None: unlimited)."""
+
+    name: str
+    targets: tuple[Target, ...]
+    concurrency: int | None
+    queue_limit: int
+    queue_wait: float
+    resolve: float
+    keep_alive: float
+    connect: float
+    replay_body: int
+
+
+class Lease:
+    """The right to use one upstream connection for one exchange."""
+
+    __slots__ = ("_pool", "ended", "place", "upstream")
+
+    def __init__(self, pool: Pool, place: Place, upstream: Upstream | None) -> None:
+        self._pool = pool
+        self.place = place
+        self._set(upstream)
+        self.ended = False
+        place.active += 1
+
+    def _set(self, upstream: Upstream | None) -> None:
+        self.upstream = upstream
+
+    @property
+    def connection(self) -> Upstream:
+        assert self.upstream is not None, "the lease has no connection yet"
+        return self.upstream
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the connection was made for this lease."""
+        return self.connection.uses <= 1
+
+    def give_back(self) -> None:
+        """The exchange is over; the connection is kept when both sides allow it."""
+        self._end(keep=True)
+
+    def discard(self) -> None:
+        """The exchange is over and so is the connection.  Harmless after `give_back`."""
+        self._end(keep=False)
+
+    def _end(self, *, keep: bool) -> None:
+        if not self.ended:
+            self.ended = True
+            self._pool.release(self, keep=keep)
+
+
+class Pool:
+    """Named set of targets with one bounded request queue (IIS: application pool)."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit)
+        self.places: list[Place] = []
+        self.lookup_error = ""
+        self._turn = 0
+        self._work = trio.Event()
+        self._retired = False
+        self._next_lookup = 0.0
+        self._lookup_backoff = BACKOFF_FIRST
+        self._known: dict[Target, list[Address]] = {}
+        self._spawn: Callable[[Place], None] | None = None
+        for target in settings.targets:
+            if (address := literal_address(target)) is not None:
+                self._known[target] = [address]
+        self._names = [target for target in settings.targets if target not in self._known]
+        self._update_places()
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.settings.name} places={self.places} queue={len(self.queue)}>"
+
+    # ------------------------------------------------------------------ the brain: synchronous
+
+    def lease_nowait(self) -> Lease | None:
+        """A lease on an idle connection, if one is free and nobody waits for it."""
+        if len(self.queue):
+            return None
+        lease = self._take()
+        if lease is not None and lease.upstream is None:
+            lease.ended = True
+            lease.place.active -= 1
+            return None
+        return lease
+
+    def _take(self) -> Lease | None:
+        place = choose(self.places, self._turn, self.settings.concurrency)
+        if place is None:
+            return None
+        self._turn += 1
+        upstream = None
+        while place.idle and upstream is None:
+            candidate = place.idle.pop()  # the youngest: the least likely to be closed by the app meanwhile
+            if candidate.is_alive():
+                upstream = candidate
+                upstream.uses += 1
+            else:
+                candidate.stream.close_now()
+        return Lease(self, place, upstream)
+
+    def release(self, lease: Lease, *, keep: bool) -> None:
+        """Called by a lease that ends."""
+        place, upstream = lease.place, lease.upstream
+        place.active -= 1
+        if upstream is not None:
+            if keep and upstream.http.reusable and self._keeps(place):
+                upstream.http.next_cycle()
+                upstream.idle_since = trio.current_time()
+                place.idle.append(upstream)
+            else:
+                upstream.stream.close_now()
+        self._dispatch()
+
+    def _keeps(self, place: Place) -> bool:
+        return not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
+
+    def _dispatch(self) -> None:
+        """Give free places to waiting requests, first come first served."""
+        while len(self.queue) and (lease := self._take()) is not None:
+            self.queue.serve_next(lease)
+
+    def _update_places(self) -> None:
+        """Make the places fit the known addresses: new ones join, removed ones finish what they hold."""
+        wanted = {(target.text, address): target for target, found in self._known.items() for address in found}
+        kept = [place for place in self.places if (place.target, place.address) in wanted]
+        for place in self.places:
+            if place not in kept:
+                place.gone = True
+                place.close_idle()
+        have = {(place.target, place.address) for place in kept}
+        new = [Place(text, address, target.dialect) for (text, address), target in wanted.items()
+               if (text, address) not in have]  # fmt: skip
+        self.places = kept + new
+        if new:
+            self._dispatch()
+
+    def _connect_failed(self, lease: Lease, error: ConnectFailed) -> None:
+        lease.place.failed(str(error), trio.current_time())
+        lease.place.close_idle()
+        lease.discard()
+        self._work.set()
+
+    def app_gone(self, lease: Lease) -> None:
+        """A connection ended without an answer: its idle siblings are as dead."""
+        lease.place.close_idle()
+        lease.discard()
+
+    # ------------------------------------------------------------------ the hands: asynchronous
+
+    async def lease(self, connect_timeout: float) -> tuple[Lease, float]:
+        """A lease with a connection, and how many seconds the request waited in the queue for it.
+
+        Raises `FrontdError`: ``QueueFull``; after the queue's wait ``Timer_ReqQueue`` (apps busy) or ``AppOffline``
+        (none could be reached); ``UpstreamTls`` when an app's certificate is not trusted.
+        """
+        began = trio.current_time()
+        number = self.queue.draw()
+        waited = 0.0
+        first = True
+        while True:
+            lease = self._take() if not len(self.queue) else None
+            if lease is None:
+                if first:
+                    self.queue.check_room()
+                    first = False
+                deadline = began + self.settings.queue_wait
+                lease = await self.queue.wait(number, began, deadline, Lease.discard)
+                waited = trio.current_time() - began
+                if lease is None:
+                    raise self._waited_out()
+            if lease.upstream is not None:
+                return lease, waited
+            try:
+                lease.upstream = await connect(lease.place.address, lease.place.dialect, connect_timeout)
+            except ConnectFailed as error:
+                self._connect_failed(lease, error)
+                if error.reason is not None:
+                    raise FrontdError(error.reason, detail=f"{lease.place.address}: {error}") from None
+                first = False
+                continue
+            except BaseException:
+                lease.discard()
+                raise
+            lease.upstream.uses = 1
+            lease.place.succeeded()
+            self._dispatch()
+            return lease, waited
+
+    def _waited_out(self) -> FrontdError:
+        reachable = [place for place in self.places if place.state != "down"]
+        wait = self.settings.queue_wait
+        if reachable:
+            return FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {wait:g} s", retry_after=1)
+        errors = "; ".join(f"{place.address}: {place.error}" for place in self.places) or self.lookup_error
+        return FrontdError(Reason.AppOffline, detail=errors or "no address", retry_after=5)
+
+    async def run(self) -> None:
+        """Look names up, probe what is down, close what is idle too long; until `retire` and the last lease."""
+        async with trio.open_nursery() as nursery:
+            if self._names:
+                nursery.start_soon(self._keep_looking_up)
+            while not (self._retired and not any(place.active for place in self.places) and not len(self.queue)):
+                now = trio.current_time()
+                self._close_idle(now)
+                for place in self.places:
+                    if place.state == "down" and not place.probing and place.retry_at <= now:
+                        place.probing = True
+                        nursery.start_soon(self._probe, place)
+                await self._wait_for_work(now)
+            for place in self.places:
+                place.close_idle()
+            nursery.cancel_scope.cancel()
+
+    async def _wait_for_work(self, now: float) -> None:
+        times = [place.retry_at for place in self.places if place.state == "down" and not place.probing]
+        with trio.CancelScope(deadline=min([now + SWEEP, *times])):
+            await self._work.wait()
+        self._work = trio.Event()
+
+    def _close_idle(self, now: float) -> None:
+        oldest = float("inf") if self._retired else now - self.settings.keep_alive
+        for place in self.places:
+            while place.idle and (self._retired or place.idle[0].idle_since <= oldest):
+                place.idle.popleft().stream.close_now()
+
+    async def _probe(self, place: Place) -> None:
+        """Try to connect to a place that is down; a success puts it back and keeps the connection."""
+        try:
+            upstream = await connect(place.address, place.dialect, self.settings.connect)
+        except ConnectFailed as error:
+            place.failed(str(error), trio.current_time())
+        else:
+            place.succeeded()
+            if self._keeps(place):
+                upstream.idle_since = trio.current_time()
+                place.idle.append(upstream)
+            else:
+                upstream.stream.close_now()
+            self._dispatch()
+        finally:
+            place.probing = False
+            self._work.set()
+
+    async def _keep_looking_up(self) -> None:
+        """Look the names up at once, then every `resolve` seconds; sooner while nothing can be reached."""
+        while True:
+            await self._look_up()
+            if any(place.state != "down" for place in self.places):
+                self._lookup_backoff = BACKOFF_FIRST
+                await trio.sleep(self._until_next_lookup())
+            else:
+                await trio.sleep(self._lookup_backoff)
+                self._lookup_backoff = min(self._lookup_backoff * 2, BACKOFF_LAST)
+
+    def _until_next_lookup(self) -> float:
+        down = any(place.state == "down" for place in self.places)
+        return min(BACKOFF_LAST, self.settings.resolve) if down else self.settings.resolve
+
+    async def _look_up(self) -> None:
+        for target in self._names:
+            try:
+                with trio.fail_after(self.settings.connect):
+                    found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError, trio.TooSlowError) as error:
+                self.lookup_error = f"{target.host} does not resolve: {getattr(error, 'strerror', None) or 'no answer'}"
+                # What still works stays; what is down besides is forgotten, so that its next address is a new start.
+                up = {place.address for place in self.places if place.state != "down"}
+                self._known[target] = [a for a in self._known.get(target, []) if a in up]
+            else:
+                self._known[target] = list(dict.fromkeys(Address(str(info[4][0]), target.port) for info in found))
+        self._update_places()
+
+    def retire(self) -> None:
+        """No new requests will come; `run` returns when the last lease has ended."""
+        self._retired = True
+        self._work.set()
+
+    def status(self) -> list[dict[str, object]]:
+        """One row for each place, for `frontd status`."""
+        rows: list[dict[str, object]] = []
+        for place in self.places:
+            rows.append(
+                {
+                    "target": place.target,
+                    "address": str(place.address),
+                    "state": place.state,
+                    "active": place.active,
+                    "idle": len(place.idle),
+                    "concurrency": self.settings.concurrency,
+                    "error": place.error,
+                }
+            )
+        resolved = {place.target for place in self.places}
+        for target in self._names:
+            if target.text not in resolved:
+                row: dict[str, object] = dict.fromkeys(("active", "idle"), 0)
+                row |= {"target": target.text, "address": "-", "state": "unresolved"}
+                row |= {"concurrency": self.settings.concurrency, "error": self.lookup_error}
+                rows.append(row)
+        return rows
+
+
+def literal_address(target: Target) -> Address | None:
+    """The address of a target that needs no look-up."""
+    if not target.port:
+        return Address(target.host, 0)
+    try:
+        return Address(str(ipaddress.ip_address(target.host)), target.port)
+    except ValueError:
+        return None
+
+
+def total_active(pools: Iterable[Pool]) -> int:
+    """Exchanges that hold a place in any of `pools`."""
+    return sum(place.active for pool in pools for place in pool.places)
