@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -43,18 +44,31 @@ def spawn(
 
 
 def stop(children: Iterable[subprocess.Popen[bytes]], grace: float = GRACE) -> None:
-    """SIGTERM to all, SIGKILL to what is left of their groups after `grace` seconds; reaps them."""
+    """SIGTERM to all, SIGKILL to what is left of their groups after `grace` seconds; reaps them.
+
+    A group is killed before its leader is reaped: after that its number may belong to somebody else.  Whoever was
+    reaped before this call is left alone for the same reason.
+    """
     children = list(children)
-    for child in children:
-        if child.poll() is None:
-            child.terminate()
+    alive = [child for child in children if child.returncode is None]
+    for child in alive:
+        os.kill(child.pid, signal.SIGTERM)  # not child.terminate(): that would reap
     deadline = time.monotonic() + grace
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.0, deadline - time.monotonic()))
-    for child in children:
+    for child in alive:
+        _wait_for_end(child.pid, deadline)
+    for child in alive:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # also whatever the child itself started
         child.wait()
+    for child in children:
         if child.stdout is not None:
             child.stdout.close()
+
+
+def _wait_for_end(pid: int, deadline: float) -> None:
+    """Until a child is a zombie or the deadline (monotonic) has come; does not reap it."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+    finally:
+        os.close(descriptor)

@@ -7,6 +7,7 @@ when it has no answer or one that is not 200.  What is printed was measured.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 import threading
@@ -19,7 +20,8 @@ from frontd.cli.demo_world import World
 
 CLIENTS = 4
 PAUSE = 0.01  # seconds between an answer and the next request
-BEFORE, AWAY, AFTER = 1.0, 1.5, 1.0  # seconds: calm, app gone, calm again
+# Seconds: calm; the app gone, to which the quarter second that it needs to start is added; calm again.
+BEFORE, AWAY, AFTER = 1.0, 1.25, 1.0
 
 
 @dataclass(slots=True)
@@ -93,4 +95,7 @@ def _client(port: int, context: ssl.SSLContext, over: threading.Event, result: R
                 if problem:
                     result.failures[problem] += 1
     finally:
+        if isinstance(connection.sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError):
+                connection.sock.unwrap()  # http.client does not say goodbye; the log would call it a dropped connection
         connection.close()

@@ -87,7 +87,7 @@ class World:
         with process.stdout as output:  # its first line says where it listens
             line = output.readline().decode()
         if not line.startswith("sample app"):
-            raise Failure(f"the sample app {name!r} did not start")
+            raise Failure(f"the sample app {name!r} did not start (exit code {process.wait()})")
         self.apps[name].port = int(line.rpartition(":")[2])
 
     def kill_app(self, name: str) -> None:

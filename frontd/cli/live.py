@@ -57,7 +57,7 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
         ],
     )
     add(
-        ["QUEUE OF POOL", "WAITING", "LIMIT", "MAY WAIT", "LONGEST WAIT"],
+        ["QUEUE OF POOL", "WAITING", "LIMIT", "MAY WAIT", "LONGEST NOW"],
         [
             [
                 pool["name"], pool["queue"]["length"], pool["queue"]["limit"],

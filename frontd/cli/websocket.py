@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import socket
 import ssl
@@ -46,7 +47,10 @@ def exchange(url: str, message: str, cafile: str | None = None) -> str:
         if not secure:
             return _talk(plain, parts.netloc, parts.path or "/", message)
         with ssl.create_default_context(cafile=cafile).wrap_socket(plain, server_hostname=host) as encrypted:
-            return _talk(encrypted, parts.netloc, parts.path or "/", message)
+            answer = _talk(encrypted, parts.netloc, parts.path or "/", message)
+            with contextlib.suppress(OSError):
+                encrypted.unwrap()  # TLS wants a goodbye of its own
+            return answer
 
 
 def _talk(sock: socket.socket, host: str, path: str, message: str) -> str:
@@ -72,6 +76,9 @@ def _talk(sock: socket.socket, host: str, path: str, message: str) -> str:
             elif opcode == PING:
                 sock.sendall(frame(PONG, payload, masked=True))
             elif opcode == CLOSE and answer is not None:
+                with contextlib.suppress(OSError):
+                    while sock.recv(65536):  # the server ends the connection (RFC 6455 7.1.1)
+                        pass
                 return answer
             elif opcode == CLOSE:
                 raise WebSocketError(NORMAL, "the server closed the WebSocket without an answer")

@@ -162,7 +162,8 @@ def _tls(room: Room, node: Node | None, draft: Draft) -> None:
         complain(room, certificates, f"a list is expected, not {certificates.what}", "each certificate begins with -")
     if (default := values.values.get("default")) is not None:
         rest = fill(room, Tls, MapNode(default.mark, path=values.path, values={"default": default}))
-        draft.tls_default = rest.default if rest else None
+        if rest is not None and rest.default is not None:
+            draft.tls_default = _default_certificate(rest.default, draft.certificates)
     for key, value in _named(room, values.values.get("hosts")).items():
         try:
             host = tls_host_name(key)
@@ -174,6 +175,17 @@ def _tls(room: Room, node: Node | None, draft: Draft) -> None:
             complain(room, value, f"the host {host} is already there")
         elif made_host is not None:
             draft.tls_hosts[host] = made_host
+
+
+def _default_certificate(word: str, certificates: Mapping[int, Certificate]) -> str:
+    """``tls.default`` as the rest of the program reads it: the name of a certificate, or a canonical host."""
+    if word in (certificate.name for certificate in certificates.values()):
+        return word
+    by_position = {str(index): certificate.name for index, certificate in certificates.items()}
+    try:
+        return by_position.get(word) or tls_host_name(word)
+    except ValueError:
+        return word
 
 
 def _pools(room: Room, node: Node | None, draft: Draft) -> None:

@@ -103,10 +103,6 @@ def _bytes(path: Path, key: str) -> bytes:
     return data
 
 
-def _password(certificate: Certificate) -> bytes | None:
-    return certificate.password.get_secret_value().encode() if certificate.password is not None else None
-
-
 def _pem_chain(certificate: Certificate) -> list[x509.Certificate]:
     assert certificate.cert is not None
     data = _bytes(certificate.cert, "cert")
@@ -124,16 +120,12 @@ def _pem_chain(certificate: Certificate) -> list[x509.Certificate]:
             else "this looks like a certificate" * (b"CERTIFICATE" in key_data)
         )
         raise Unusable(where, f"{key_file} holds no PEM private key", hint)
-    password = _password(certificate)
     try:
-        key = load_pem_private_key(key_data, password)
+        key = load_pem_private_key(key_data, None)
     except TypeError:
-        if password is None:
-            raise Unusable(where, f"the key in {key_file} is encrypted", "give its `password`") from None
-        raise Unusable("password", f"the key in {key_file} is not encrypted; it takes no password") from None
+        hint = "decrypt it, or use a PKCS#12 file: `pfx` and `password`"
+        raise Unusable(where, f"the key in {key_file} is encrypted", hint) from None
     except (ValueError, UnsupportedAlgorithm):
-        if password is not None:
-            raise Unusable("password", f"the key in {key_file} cannot be decrypted with this password") from None
         raise Unusable(where, f"the key in {key_file} is damaged or of an unknown kind") from None
     mine = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     matching = [index for index, one in enumerate(chain) if _public(one) == mine]
@@ -158,7 +150,7 @@ def _public(certificate: x509.Certificate) -> bytes:
 def _pfx_chain(certificate: Certificate) -> list[x509.Certificate]:
     assert certificate.pfx is not None
     data = _bytes(certificate.pfx, "pfx")
-    password = _password(certificate)
+    password = certificate.password.get_secret_value().encode() if certificate.password is not None else None
     try:
         key, leaf, others = pkcs12.load_key_and_certificates(data, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):

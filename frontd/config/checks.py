@@ -1,5 +1,4 @@
-"""What only the whole can tell: whether every name leads somewhere, every URL is served and covered, nothing is in
-vain.
+"""What only the whole can tell: whether every name leads somewhere and every URL is served and covered.
 
 Each check looks at one rule and works on a draft that may lack what was wrong elsewhere; where a missing part would
 make a rule speak nonsense, the rule is silent.  Rules that forbid come first, rules that warn after them.
@@ -32,6 +31,7 @@ def check(room: Room, draft: Draft, file_path: Path | None, mounts: frozenset[st
     facts = _certificates(room, draft)
     _urls_covered(room, draft, facts)
     _tls_default(room, draft, facts)
+    _tls_hosts_enforced(room, draft, facts)
     _other_files(room, draft)
     _tls_hosts_used(room, draft, facts)
     _shadowed(room, draft)
@@ -203,11 +203,26 @@ def _tls_default(room: Room, draft: Draft, facts: dict[int, CertificateFacts]) -
     if wanted is None or not draft.certificates_known:
         return
     names = [certificate.name for certificate in draft.certificates.values()]
-    if wanted in names or wanted in map(str, draft.certificates) or _covered(facts, wanted.lower()):
+    if wanted in names or _covered(facts, wanted):
         return
     guess = nearest(wanted, [*names, *(host for one in facts.values() for host in one.hosts)])
     hint = f'did you mean "{guess}"?' if guess else "a host, the name of a certificate, or its position from 0"
     complain(room, find(draft.root, "tls", "default"), f"no certificate covers or is named {clip(wanted)}", hint)
+
+
+def _tls_hosts_enforced(room: Room, draft: Draft, facts: dict[int, CertificateFacts]) -> None:
+    """A demand that would silently not be made is an error, since somebody relies on it."""
+    if not draft.certificates_known:
+        return
+    named = {name for one in facts.values() for name in one.hosts}
+    for host in draft.tls_hosts:
+        node = _tls_host_node(draft, host)
+        if not _covered(facts, host):
+            complain(room, node, f"no certificate covers {host}", "add one under `tls.certificates`")
+        for name in sorted(named - draft.tls_hosts.keys()) if host.startswith("*.") else ():
+            if name != host and name.partition(".")[2] == host[2:]:
+                message = f"a certificate names {name} itself, so the demands of {host} do not reach it"
+                complain(room, node, message, f"add {name} here, with its own demands")
 
 
 def _other_files(room: Room, draft: Draft) -> None:
@@ -247,16 +262,15 @@ def _tls_host_node(draft: Draft, host: str) -> Node:
 def _tls_hosts_used(room: Room, draft: Draft, facts: dict[int, CertificateFacts]) -> None:
     urls = [url for site in draft.sites.values() for url in site.urls if url.scheme == "https"]
     for host in draft.tls_hosts:
-        node = _tls_host_node(draft, host)
-        if not any(_same_host(url.host, host) for url in urls):
-            _warn(room, node, f"no site has an https URL for {host}; this has no effect")
-        elif draft.certificates_known and not _covered(facts, host) and draft.tls_default is None:
-            _warn(room, node, f"no certificate covers {host}; nobody can connect to it")
+        if not any(_meant(url.host, host) for url in urls):
+            _warn(room, _tls_host_node(draft, host), f"no site has an https URL for {host}; this has no effect")
 
 
-def _same_host(pattern: str, host: str) -> bool:
-    """Whether requests for `host` (a name or ``*.name``) can be meant by the host of a UrlPrefix."""
-    return pattern in ("+", "*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+def _meant(pattern: str, host: str) -> bool:
+    """Whether a URL with the host `pattern` can be asked for under the TLS host `host`; both may be ``*.name``."""
+    if pattern in ("+", "*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:])):
+        return True
+    return host.startswith("*.") and pattern.partition(".")[2] == host[2:]
 
 
 def _shadowed(room: Room, draft: Draft) -> None:
@@ -341,7 +355,7 @@ def _loopback_targets(room: Room, draft: Draft) -> None:
 def _pools_used(room: Room, draft: Draft) -> None:
     used = {route.pool for site in draft.sites.values() for route in site.routes.values()}
     if room.source.failed:
-        return  # a site that is wrong may be the one that uses it
+        return  # what is wrong may be the route that leads here
     for name, pool in draft.pools.items():
         if name in draft.pool_names and name not in used:
             _warn(room, find(draft.root, "pools", pool.name), "no route leads to this pool")

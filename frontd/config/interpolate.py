@@ -179,6 +179,8 @@ class _Pass:
         places: dict[str, ScalarNode] = {}
         for entry in node.entries:
             key = self._scalar(entry.key, path)
+            if key.broken:
+                continue
             name = str(key.scalar)
             if name in result.values:
                 if not entry.merged:

@@ -202,7 +202,7 @@ class Certificate(Part):
         default=None, description="PKCS#12 file with certificate, key and chain, instead of `cert` and `key`."
     )
     password: Secret | None = Field(
-        default=None, description="Password of `pfx`, or of an encrypted `key`; best as `${file:/run/secrets/…}`."
+        default=None, description="Password of `pfx`, best as `${file:/run/secrets/…}`; left out: it has none."
     )
     name: Text = Field(
         default="", description="Name for `tls.default` and the logs; left out: its position in the list, from 0."
@@ -214,6 +214,8 @@ class Certificate(Part):
             raise ValueError("`pfx` holds certificate and key; `cert` and `key` do not stand beside it")
         if self.pfx is None and self.cert is None:
             raise ValueError("a certificate is `cert` and `key`, or `pfx`")
+        if self.pfx is None and self.password is not None:
+            raise ValueError("`password` belongs to `pfx`; a PEM key must not be encrypted")
         return self
 
 
@@ -251,6 +253,7 @@ class Tls(Part):
     certificates: tuple[Certificate, ...] = Field(
         default=(), description="The certificates; chosen by the name in the TLS hello."
     )
+    # after load: a certificate's name or a canonical host
     default: Text | None = Field(
         default=None,
         description="Certificate served when no certificate covers the name in the hello: a host it covers, its "

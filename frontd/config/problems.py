@@ -16,6 +16,8 @@ Severity = Literal["error", "warning"]
 # libyaml counts these as line breaks (YAML 1.1, 5.4), so marks do as well
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _WIDTH = 100
+_PASSWORD = re.compile(r"""(\bpassword["']?\s*:\s*)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|.+)""")
+_PASSWORD_IN_FLOW = re.compile(r"""(\bpassword["']?\s*:\s*)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,}]+)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 
+def _without_password(line: str) -> str:
+    """A line of the file as it may be shown: errors end up in logs.  The length stays, so that carets point right."""
+    pattern = _PASSWORD_IN_FLOW if "{" in line.partition("password")[0] else _PASSWORD
+    return pattern.sub(lambda match: match.group(1) + "*" * len(match.group(2)), line)
+
+
 @dataclass(slots=True)
 class Source:
     """A configuration file being read: its name, its text, and what was found wrong with it."""
@@ -112,7 +120,7 @@ class Source:
     def _excerpt(self, mark: Mark) -> str:
         if not mark.line:
             return ""
-        line = self.line(mark.line)
+        line = _without_password(self.line(mark.line))
         start = max(0, mark.column - 1 - _WIDTH // 2) if len(line) > _WIDTH else 0
         before = printable(line[start : mark.column - 1])
         marked = printable(line[mark.column - 1 : min(mark.column - 1 + max(mark.length, 1), start + _WIDTH)])

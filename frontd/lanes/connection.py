@@ -255,6 +255,10 @@ def new_exchange(connection: Connection, request: Request | None) -> Exchange:
         client = replace(client, address=address, is_trusted_proxy=True)
     exchange = Exchange(client, request, trio.current_time(), time.time())
     exchange.generation = world.generation
+    head = connection.http.head
+    if head is not None:
+        exchange.method, exchange.uri = head.method.decode("ascii"), head.target.decode("ascii")
+        exchange.version, exchange.fields, exchange.bytes_in = head.version.decode("ascii"), head.headers, head.size
     return exchange
 
 
@@ -271,7 +275,6 @@ async def answer(connection: Connection, stream: Stream, head: RequestHead) -> b
         await refuse_head(connection, stream, error)
         return False
     exchange = new_exchange(connection, request)
-    exchange.bytes_in = head.size
     down = connection.down = H1Downstream(stream, http, exchange, world.limits, world.timeouts)
     down.closes = service.draining
     try:

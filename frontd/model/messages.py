@@ -103,7 +103,10 @@ _numbers = count(1)
 
 
 class Exchange:
-    """One request and its answer, and what was decided about them.  Times are seconds of the driver's clock."""
+    """One request and its answer, and what was decided about them.  Times are seconds of the driver's clock.
+
+    `method`, `uri`, `version` and `fields` stand as soon as a head was read, even when it never becomes a `Request`.
+    """
 
     __slots__ = (
         "attempts",
@@ -111,7 +114,9 @@ class Exchange:
         "bytes_out",
         "client",
         "detail",
+        "fields",
         "generation",
+        "method",
         "number",
         "pool",
         "queue_wait",
@@ -125,6 +130,8 @@ class Exchange:
         "target",
         "underscores",
         "upstream_status",
+        "uri",
+        "version",
     )
 
     def __init__(self, client: Client, request: Request | None, started: float, started_at: float) -> None:
@@ -133,6 +140,10 @@ class Exchange:
         self.request = request
         self.started = started
         self.started_at = started_at
+        self.method = ""
+        self.uri = ""
+        self.version = ""
+        self.fields: Headers | None = None
         self.site = ""
         self.route = ""
         self.pool = ""

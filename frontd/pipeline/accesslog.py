@@ -61,16 +61,16 @@ def stamp(seconds: float) -> str:
 
 def w3c_line(exchange: Exchange, seconds: float, at: float) -> str:
     """One access line with IIS's field names; `seconds` is the time taken, `at` the wall clock (s since the epoch)."""
-    request, client = exchange.request, exchange.client
+    request, client, fields = exchange.request, exchange.client, exchange.fields
     values = [
         stamp(at), safe(exchange.site), safe(client.local_address),
-        safe(request.method) if request else "-",
-        safe(request.path, MAX_URI) if request else "-",
+        safe(exchange.method),
+        safe(request.path if request else exchange.uri, MAX_URI),
         safe(request.query or "", MAX_URI) if request else "-",
         str(client.local_port), "-", safe(client.address),
-        f"HTTP/{request.version}" if request else "-",
-        safe(request.headers.text(b"user-agent")) if request else "-",
-        safe(request.headers.text(b"referer")) if request else "-",
+        f"HTTP/{exchange.version}" if exchange.version else "-",
+        safe(fields.text(b"user-agent")) if fields else "-",
+        safe(fields.text(b"referer")) if fields else "-",
         safe(request.authority.decode("latin-1")) if request else "-",
         str(exchange.status or "-"), "0", "0", str(exchange.bytes_out), str(exchange.bytes_in), str(round(seconds *
         1000)), safe(exchange.reason.word) if exchange.reason else "-", str(round(exchange.queue_wait * 1000)),
@@ -81,21 +81,21 @@ def w3c_line(exchange: Exchange, seconds: float, at: float) -> str:
 
 def json_line(exchange: Exchange, seconds: float, at: float) -> str:
     """One access line as JSON; the set of fields is part of the interface and only ever grows."""
-    request, client = exchange.request, exchange.client
-    fields = {
+    request, client, fields = exchange.request, exchange.client, exchange.fields
+    line = {
         "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
         "request": exchange.number,
         "client": client.address,
         "listener": client.listener,
         "scheme": client.scheme,
         "tls": client.tls.version if client.tls else None,
-        "method": request.method if request else None,
+        "method": exchange.method or None,
         "host": request.host[:MAX_FIELD] if request else None,
-        "path": request.path[:MAX_URI] if request else None,
+        "path": (request.path if request else exchange.uri)[:MAX_URI] or None,
         "query": request.query[:MAX_URI] if request and request.query is not None else None,
-        "version": request.version if request else None,
-        "user_agent": request.headers.text(b"user-agent")[:MAX_FIELD] if request else None,
-        "referer": request.headers.text(b"referer")[:MAX_FIELD] if request else None,
+        "version": exchange.version or None,
+        "user_agent": (fields.text(b"user-agent")[:MAX_FIELD] if fields else "") or None,
+        "referer": (fields.text(b"referer")[:MAX_FIELD] if fields else "") or None,
         "site": exchange.site or None,
         "route": exchange.route or None,
         "pool": exchange.pool or None,
@@ -109,20 +109,18 @@ def json_line(exchange: Exchange, seconds: float, at: float) -> str:
         "attempts": exchange.attempts,
         "generation": exchange.generation,
     }
-    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(line, separators=(",", ":"), ensure_ascii=False)
 
 
 def error_line(
     client: Client, reason: Reason, detail: str, at: float, exchange: Exchange | None = None, status: int = 0
 ) -> str:
     """One line in HTTPERR's shape; works for connections that never became an exchange."""
-    request = exchange.request if exchange else None
-    target = request.target.decode("latin-1") if request else ""
     values = [
         stamp(at), safe(client.address), str(client.port), safe(client.local_address), str(client.local_port),
-        f"HTTP/{request.version}" if request else "-",
-        safe(request.method) if request else "-",
-        safe(target, MAX_URI),
+        f"HTTP/{exchange.version}" if exchange and exchange.version else "-",
+        safe(exchange.method) if exchange else "-",
+        safe(exchange.uri, MAX_URI) if exchange else "-",
         str(status or "-"), safe(exchange.site if exchange else ""), reason.word, safe(exchange.pool if exchange else
         ""), safe(detail),
     ]  # fmt: skip

@@ -35,11 +35,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def error_response(error: FrontdError, request: Request | None, number: int) -> Response:
-    """The page for an error; `number` is the exchange's, to be found again in the log."""
+def error_response(error: FrontdError, fields: Headers | None, number: int) -> Response:
+    """The page for an error; `fields` are the request's, `number` is the exchange's, to be found again in the log."""
     reason, status = error.reason, error.status
     phrase = PHRASES.get(status, b"Error").decode()
-    kind = wanted_type(request)
+    kind = wanted_type(fields)
     if kind == "application/json":
         content = {"status": status, "reason": reason.word, "message": reason.sentence, "request": number}
         if error.hint:
@@ -66,9 +66,9 @@ def error_response(error: FrontdError, request: Request | None, number: int) -> 
     return Response(status, headers, body)
 
 
-def wanted_type(request: Request | None) -> str:
+def wanted_type(fields: Headers | None) -> str:
     """JSON when Accept names it and HTML not before it, HTML when Accept names HTML, plain text otherwise."""
-    accept = request.headers.get(b"accept").lower() if request is not None else b""
+    accept = fields.get(b"accept").lower() if fields is not None else b""
     json_at, html_at = accept.find(b"application/json"), accept.find(b"text/html")
     if json_at >= 0 and (html_at < 0 or json_at < html_at):
         return "application/json"

@@ -76,7 +76,7 @@ async def redirect(exchange: Exchange, down: Downstream, destination: Destinatio
     response = redirect_response(destination, request)
     exchange.status = response.status
     down.start(response.status, PHRASES[response.status], response.headers, close=not down.body_complete)
-    await finish(down, response.body, request)
+    await finish(down, response.body, exchange.method)
 
 
 async def refuse(exchange: Exchange, down: Downstream, error: FrontdError) -> None:
@@ -84,19 +84,19 @@ async def refuse(exchange: Exchange, down: Downstream, error: FrontdError) -> No
     exchange.reason, exchange.detail = error.reason, error.detail
     if error.status == 0 or not down.can_answer:
         return
-    response = error_response(error, exchange.request, exchange.number)
+    response = error_response(error, exchange.fields, exchange.number)
     exchange.status = response.status
     try:
         phrase = PHRASES.get(response.status, b"")
         down.start(response.status, phrase, response.headers, close=not down.body_complete)
-        await finish(down, response.body, exchange.request)
+        await finish(down, response.body, exchange.method)
     except FrontdError as gone:  # the client left while it was told
         exchange.detail = f"{error.detail} ({gone.reason.word} while answering)".lstrip()
 
 
-async def finish(down: Downstream, body: bytes, request: Request | None) -> None:
+async def finish(down: Downstream, body: bytes, method: str) -> None:
     """Send the whole body of an answer of our own and its end."""
-    if body and not (request is not None and request.method == "HEAD"):
+    if body and method != "HEAD":
         down.send(body)
     if not down.finish():
         await task_lane()
@@ -118,8 +118,11 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
         lease = pool.lease_nowait()
         if lease is None:
             await task_lane()
-            lease, waited = await pool.lease(site.timeouts.connect)
-            exchange.queue_wait += waited
+            asked = trio.current_time()
+            try:
+                lease = await pool.lease(site.timeouts.connect)
+            finally:
+                exchange.queue_wait += trio.current_time() - asked
         upstream = lease.connection
         exchange.attempts += 1
         exchange.target = str(lease.place.address)

@@ -159,7 +159,11 @@ class ServerConnection:
             raise FrontdError(Reason.BadRequest, detail=str(error)) from None
         assert isinstance(event, h11.Request), event
         chunks = ChunkScanner(Reason.BadRequest, limits.max_head) if head.chunked else None
-        self._body = _Body(None if head.chunked else head.content_length or 0, chunks)
+        body = self._body = _Body(None if head.chunked else head.content_length or 0, chunks)
+        if body.left == 0:  # h11 tells the end of a message without a body at once; asking now settles its state
+            end = self._h11.next_event()
+            assert isinstance(end, h11.EndOfMessage), end
+            body.end = End(NO_TRAILERS)
         self.head = head
         return head
 

@@ -144,7 +144,8 @@ async def connect(address: Address, dialect: Dialect, timeout: float) -> Upstrea
     except Broken as error:
         raise ConnectFailed(f"TLS failed: {error}", Reason.UpstreamTls) from None
     except OSError as error:
-        raise ConnectFailed(error.strerror or str(error)) from None
+        # trio's text repeats the address; the bare one of the errno is what people know
+        raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error)) from None
 
 
 async def _connect_tcp(address: Address) -> socket.socket:

@@ -201,15 +201,14 @@ class Pool:
 
     # ------------------------------------------------------------------ the hands: asynchronous
 
-    async def lease(self, connect_timeout: float) -> tuple[Lease, float]:
-        """A lease with a connection, and how many seconds the request waited in the queue for it.
+    async def lease(self, connect_timeout: float) -> Lease:
+        """A lease with a connection; waits in the queue for a place and connects when needed.
 
         Raises `FrontdError`: ``QueueFull``; after the queue's wait ``Timer_ReqQueue`` (apps busy) or ``AppOffline``
         (none could be reached); ``UpstreamTls`` when an app's certificate is not trusted.
         """
         began = trio.current_time()
         number = self.queue.draw()
-        waited = 0.0
         first = True
         while True:
             lease = self._take() if not len(self.queue) else None
@@ -219,11 +218,10 @@ class Pool:
                     first = False
                 deadline = began + self.settings.queue_wait
                 lease = await self.queue.wait(number, began, deadline, Lease.discard)
-                waited = trio.current_time() - began
                 if lease is None:
                     raise self._waited_out()
             if lease.upstream is not None:
-                return lease, waited
+                return lease
             try:
                 lease.upstream = await connect(lease.place.address, lease.place.dialect, connect_timeout)
             except ConnectFailed as error:
@@ -238,7 +236,7 @@ class Pool:
             lease.upstream.uses = 1
             lease.place.succeeded()
             self._dispatch()
-            return lease, waited
+            return lease
 
     def _waited_out(self) -> FrontdError:
         reachable = [place for place in self.places if place.state != "down"]
@@ -250,6 +248,13 @@ class Pool:
 
     async def run(self) -> None:
         """Look names up, probe what is down, close what is idle too long; until `retire` and the last lease."""
+        try:
+            await self._run()
+        finally:
+            for place in self.places:
+                place.close_idle()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             if self._names:
                 nursery.start_soon(self._keep_looking_up)
@@ -261,8 +266,6 @@ class Pool:
                         place.probing = True
                         nursery.start_soon(self._probe, place)
                 await self._wait_for_work(now)
-            for place in self.places:
-                place.close_idle()
             nursery.cancel_scope.cancel()
 
     async def _wait_for_work(self, now: float) -> None:

@@ -19,5 +19,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = authority.issue_cert("other.example.com")
     other.private_key_pem.write_to_path(where / "other.key")
     (where / "other.crt").write_bytes(b"".join(blob.bytes() for blob in other.cert_chain_pems))
+    named = authority.issue_cert("a.wild.example", "*.wild.example")
+    named.private_key_pem.write_to_path(where / "named.key")
+    (where / "named.crt").write_bytes(b"".join(blob.bytes() for blob in named.cert_chain_pems))
     (where / "not.pem").write_text("this is not PEM\n")
     return where

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
 from frontd.config.load import ConfigProblems, Loaded, loads, schema
-from frontd.config.marks import ListNode, Node, ScalarNode, read
+from frontd.config.marks import ListNode, MapNode, Node, ScalarNode, read
 from frontd.config.problems import Source
 
 SCHEMA = schema()
+HOME = {"HOME": "/home/u"}
 NO_MOUNTS = Path("/nowhere/mountinfo")
 TLS = """
 tls:
@@ -24,16 +26,11 @@ tls:
 def typed(node: Node | None) -> Any:
     """What an editor sees: YAML 1.2 data before interpolation, merge keys followed."""
     if isinstance(node, ScalarNode):
-        return node.scalar.value if node.scalar.value is None or not node.plain else _bare(node)
+        return str(node.scalar.value) if isinstance(node.scalar.value, str) else node.scalar.value
     if isinstance(node, ListNode):
         return [typed(item) for item in node.items]
-    entries: list[Any] = [] if node is None else node.entries  # type: ignore[attr-defined]
-    return {str(entry.key.scalar): typed(entry.value) for entry in reversed(entries)}
-
-
-def _bare(node: ScalarNode) -> Any:
-    value = node.scalar.value
-    return str(value) if isinstance(value, str) else value
+    assert isinstance(node, MapNode)
+    return {str(entry.key.scalar): typed(entry.value) for entry in reversed(node.entries)}
 
 
 def load_text(
@@ -41,21 +38,17 @@ def load_text(
 ) -> Loaded:
     """Load `text`, and see that it satisfies the JSON Schema."""
     text = textwrap.dedent(text)
-    found = loads(text, base=base, environ=environ or {"HOME": "/home/u"}, container=container, mountinfo=NO_MOUNTS)
+    found = loads(text, base=base, environ=environ or HOME, container=container, mountinfo=NO_MOUNTS)
     jsonschema.validate(typed(read(Source("frontd.yaml", text))), SCHEMA, cls=jsonschema.Draft7Validator)
     return found
 
 
 def errors_of(text: str, base: Path = Path("/base"), environ: dict[str, str] | None = None) -> str:
     """Everything that is printed about a configuration that does not load."""
-    try:
-        loads(
-            textwrap.dedent(text), base=base, environ=environ or {"HOME": "/home/u"}, container=False, mountinfo=NO_MOUNTS
-        )
-    except ConfigProblems as problems:
-        assert any(problem.severity == "error" for problem in problems.problems)
-        return str(problems)
-    raise AssertionError("it loads")
+    with pytest.raises(ConfigProblems) as caught:
+        loads(textwrap.dedent(text), base=base, environ=environ or HOME, container=False, mountinfo=NO_MOUNTS)
+    assert any(problem.severity == "error" for problem in caught.value.problems)
+    return str(caught.value)
 
 
 def warnings_of(text: str, base: Path = Path("/base"), *, container: bool = False) -> str:

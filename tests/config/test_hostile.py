@@ -34,6 +34,12 @@ state_dir: $$HOME
 """
 
 
+PIECES = [
+    "", "~", "{", "}", "[", "]", ": ", "\n", "\n  ", "- ", "*a", "&a ", "<<: ", "${P}", "${", "$", "-1", "no", "1e9",
+    "0x10", "!!int ", "---\n", '"', "'", "#", "|\n", "\t", "\x00", "\ud800", "\u2028", "é", "http://", "unix:", "::",
+]  # fmt: skip
+
+
 def try_to_load(text: str) -> None:
     with contextlib.suppress(ConfigProblems):
         loads(text, base=Path("/nowhere"), environ={"P": "1"}, container=True, mountinfo=NO_MOUNTS)
@@ -53,10 +59,7 @@ def test_mutated_files(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         start = data.draw(st.integers(0, len(text)))
         end = min(len(text), start + data.draw(st.integers(0, 12)))
-        pieces = st.sampled_from(
-            ["", "~", "{", "}", "[", "]", ": ", "\n", "\n  ", "- ", "*a", "&a ", "<<: ", "${P}", "${", "$", "-1", "no", "1e9",
-             "0x10", "!!int ", "---\n", '"', "'", "#", "|\n", "\t", "\x00", "\ud800", "\u2028", "é", "http://", "unix:", "::"]
-        )  # fmt: skip
+        pieces = st.sampled_from(PIECES)
         text = text[:start] + data.draw(st.one_of(pieces, st.text(max_size=4))) + text[end:]
     try_to_load(text)
 

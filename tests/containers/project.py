@@ -168,9 +168,9 @@ def load(connect: Connect, workers: int = 8) -> Iterator[Load]:
     for thread in threads:
         thread.start()
     try:
-        result.goes_on(10 * workers)
+        result.goes_on(50 * workers)
         yield result
-        result.goes_on(10 * workers)
+        result.goes_on(50 * workers)
     finally:
         over.set()
         for thread in threads:

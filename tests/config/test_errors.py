@@ -1,0 +1,83 @@
+"""The text of errors is product: each small file in ``errors/`` has its full expected output beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .helpers import TLS, errors_of
+
+CASES = sorted((Path(__file__).parent / "errors").glob("*.yaml"))
+ENVIRON = {"PORT": "http", "HOST": "a b", "APP_PORT": "99999", "HOME": "/"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_what_is_printed(case: Path, folder: Path) -> None:
+    printed = errors_of(case.read_text(), folder, ENVIRON).replace(str(folder), "FOLDER")
+    assert printed + "\n" == case.with_suffix(".txt").read_text()
+
+
+def test_an_empty_file() -> None:
+    assert errors_of("") == "frontd.yaml: the file is empty; it needs at least `sites`"
+    assert errors_of("# nothing\n") == errors_of("")
+
+
+def test_a_secret_is_never_printed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2 http://\n")
+    secret = '"${file:secret}"'
+    text = f"""\
+    listen: {{http: {secret}}}
+    sites:
+      a: {{urls: [{secret}], routes: {{/: {{pool: {secret}}}, /b: {{target: {secret}}}}}, redirect_http: {secret}}}
+    limits: {{max_body: {secret}, max_fields: {secret}}}
+    timeouts: {{drain: {secret}}}
+    trusted_proxies: [{secret}]
+    """
+    printed = errors_of(text, tmp_path)
+    assert "hunter2" not in printed
+    assert printed.count("the value is not valid here") == 8
+    assert f"(from {tmp_path}/secret)" in printed
+
+
+def test_nothing_of_the_file_moves_the_cursor() -> None:
+    printed = errors_of('"a\\e[31mb": 1\nsites: {"\\r": "\\x07"}\n')
+    assert all(character.isprintable() or character == "\n" for character in printed)
+
+
+def test_a_long_line_is_cut_around_the_mark() -> None:
+    text = (
+        "sites: {" + ", ".join(f"a{n}: {{routes: {{/: http://a}}, urls: [http://a{n}/], x: 1}}" for n in range(9)) + "}"
+    )
+    problem = errors_of(text).split("\n")
+    lines = [line for line in problem if line.startswith("  | ")]
+    assert max(map(len, lines)) <= 104
+    for shown, caret in zip(lines[::2], lines[1::2], strict=True):
+        assert shown[caret.index("^")] == "x"
+
+
+def test_an_error_in_a_global_limit_is_told_once(folder: Path) -> None:
+    text = "limits: {max_fields: x}\nsites:\n" + "".join(
+        f"  s{n}: {{urls: [http://s{n}/], routes: {{/: http://a}}, limits: {{max_body: 1}}}}\n" for n in range(3)
+    )
+    assert errors_of(text, folder).count("a whole number is expected") == 1
+
+
+def test_a_variable_in_a_key(folder: Path) -> None:
+    printed = errors_of(
+        TLS + "sites: {'${NAME}': http://app, '${NO}': http://app, '${NO}x': x}", folder, {"NAME": "a b"}
+    )
+    assert "sites.a b: a site without `urls` has its host as key, but 'a b' is not a host name" in printed
+    assert printed.count("the variable NO is not set") == 2
+    assert "already" not in printed
+
+
+def test_a_password_in_the_file_is_not_shown_either(folder: Path) -> None:
+    text = "tls:\n  certificates:\n    - pfx: shop.crt\n      password: {}\n"
+    for written in ("a b, {c", '"x, y} z"', "'it''s, x'"):
+        secret = written.strip("'\"")
+        printed = errors_of(text.format(written).replace("password", "paswrd: 1\n      password"), folder)
+        flow = errors_of(f"tls: {{certificates: [{{password: {written.replace(', {', '')}, cert: x}}]}}", folder)
+        assert secret not in printed + flow
+        assert "******, cert: x" in flow or "***, cert: x" in flow
+    assert "password: ${X:-" in errors_of(text.format("${X:-1}${Y}"), folder)
