@@ -16,8 +16,8 @@ Severity = Literal["error", "warning"]
 # libyaml counts these as line breaks (YAML 1.1, 5.4), so marks do as well
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _WIDTH = 100
-_PASSWORD = re.compile(r"""(\bpassword["']?\s*:\s*)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|.+)""")
-_PASSWORD_IN_FLOW = re.compile(r"""(\bpassword["']?\s*:\s*)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,}]+)""")
+_PASSWORD = re.compile(r"""(\bpassword["']?\s*:\s*+)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|.+)""")
+_PASSWORD_IN_FLOW = re.compile(r"""(\bpassword["']?\s*:\s*+)(?!["']?\$\{)("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,}]+)""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,10 @@ async def next_head(connection: Connection, stream: Stream, deadline: float) -> 
                 deadline = trio.current_time() + world.timeouts.header_wait
             idle = False
             http.receive(data)
+    except Broken:
+        if idle:  # a reset between two requests cuts nothing short
+            return None
+        raise
     except FrontdError as error:
         connection.idle = None
         if error.reason is Reason.Timer_ConnectionIdle:

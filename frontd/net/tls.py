@@ -253,7 +253,8 @@ def wrap(sock: socket.socket, profile: Profile) -> Stream:
     """
     try:
         wrapped = profile.context.wrap_socket(
-            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            # requests frame themselves, so a client that ends without close_notify (most do) cuts nothing short
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
     except OSError as error:  # the client reset the connection after its hello
         raise FrontdError(Reason.TlsHandshake, detail=error.strerror or "reset") from None

@@ -69,12 +69,9 @@ class Lease:
     def __init__(self, pool: Pool, place: Place, upstream: Upstream | None) -> None:
         self._pool = pool
         self.place = place
-        self._set(upstream)
+        self.upstream = upstream
         self.ended = False
         place.active += 1
-
-    def _set(self, upstream: Upstream | None) -> None:
-        self.upstream = upstream
 
     @property
     def connection(self) -> Upstream:
@@ -130,27 +127,28 @@ class Pool:
         """A lease on an idle connection, if one is free and nobody waits for it."""
         if len(self.queue):
             return None
-        lease = self._take()
-        if lease is not None and lease.upstream is None:
-            lease.ended = True
-            lease.place.active -= 1
+        place = choose(self.places, self._turn, self.settings.concurrency)
+        upstream = self._idle_of(place) if place is not None else None
+        if place is None or upstream is None:
             return None
-        return lease
+        self._turn += 1
+        return Lease(self, place, upstream)
 
     def _take(self) -> Lease | None:
         place = choose(self.places, self._turn, self.settings.concurrency)
         if place is None:
             return None
         self._turn += 1
-        upstream = None
-        while place.idle and upstream is None:
-            candidate = place.idle.pop()  # the youngest: the least likely to be closed by the app meanwhile
-            if candidate.is_alive():
-                upstream = candidate
+        return Lease(self, place, self._idle_of(place))
+
+    def _idle_of(self, place: Place) -> Upstream | None:
+        while place.idle:
+            upstream = place.idle.pop()  # the youngest: the least likely to be closed by the app meanwhile
+            if upstream.is_alive():
                 upstream.uses += 1
-            else:
-                candidate.stream.close_now()
-        return Lease(self, place, upstream)
+                return upstream
+            upstream.stream.close_now()
+        return None
 
     def release(self, lease: Lease, *, keep: bool) -> None:
         """Called by a lease that ends."""
