@@ -43,6 +43,7 @@ from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.hello import MAX_PROXY_2, BadHello, read_proxy_header
 from frontd.protocol.scan import RequestHead
 
+PIPELINED_IN_A_ROW = 8
 DRAINED_BODY = (
     262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond, it is closed
 )
@@ -146,12 +147,16 @@ async def converse(connection: Connection) -> None:
         return
     stream = connection.stream
     first = True
+    requests = 0
     while True:
         began = deadline if first else trio.current_time() + timeouts.idle_connection
         head = await next_head(connection, stream, began)
         if head is None or not await answer(connection, stream, head):
             return
         first = False
+        requests += 1
+        if requests % PIPELINED_IN_A_ROW == 0:  # a client with a long pipeline leaves the others their turn
+            await trio.lowlevel.checkpoint()
         timeouts = connection.service.world.timeouts
 
 

@@ -42,6 +42,8 @@ from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
 from frontd.upstream.pool import Lease, Pool
 
+MOST_ATTEMPTS = 4
+PARTS_IN_A_ROW = 16  # of at most 64 KiB
 PASSED_1XX = frozenset((102, 103))  # 100 is answered by whoever reads the body, 101 begins a tunnel
 
 
@@ -139,16 +141,16 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
                 await send_and_receive(exchange, down, site, lease, body)
             return
         except UpstreamGone as gone:
-            fresh = lease.is_fresh
+            # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the one
+            # retry, though it cannot go on for ever either.
+            exhausted = retried or exchange.attempts == MOST_ATTEMPTS
+            retried = lease.is_fresh
             pool.app_gone(lease)
             unwritten = upstream.stream.sent == written
-            if retried or not body.can_rewind or not (request.is_idempotent or unwritten):
+            if exhausted or not body.can_rewind or not (request.is_idempotent or unwritten):
                 raise FrontdError(
                     Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
                 ) from None
-            # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the one
-            # retry.
-            retried = fresh
             body.rewind()
         finally:
             lease.discard()  # without effect after give_back
@@ -189,7 +191,12 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         await upgrade(exchange, down, site, lease, head)
         return
     down.start(head.status, head.reason, downstream_headers(head))
+    turns = 0
     while True:
+        turns += 1
+        if turns % PARTS_IN_A_ROW == 0:  # a fast app with a fast client leaves the others their turn
+            await task_lane()
+            await trio.lowlevel.checkpoint()
         part = upstream.body_now()
         if isinstance(part, End):
             done = down.finish(announced_trailers(head.headers, part.trailers))

@@ -142,7 +142,7 @@ async def connect(address: Address, dialect: Dialect, timeout: float) -> Upstrea
     except UntrustedUpstream as error:
         raise ConnectFailed(f"its certificate is not trusted: {error}", Reason.UpstreamTls) from None
     except Broken as error:
-        raise ConnectFailed(f"TLS failed: {error}", Reason.UpstreamTls) from None
+        raise ConnectFailed(f"TLS failed: {error}") from None  # an app that restarts looks like this too
     except OSError as error:
         # trio's text repeats the address; the bare one of the errno is what people know
         raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error)) from None
