@@ -38,6 +38,7 @@ from frontd.config.units import Scalar, address_and_port, clip, text
 from frontd.model.urlprefix import DEFAULT_PORTS, UrlPrefix, canonical_prefix, path_key
 
 _TOP = Mark()
+_PER_SITE: tuple[tuple[str, type[Limits] | type[Timeouts]], ...] = (("limits", Limits), ("timeouts", Timeouts))
 
 
 @dataclass(slots=True)
@@ -136,7 +137,7 @@ class _StateDir(Part):
 
 
 def _limits_and_timeouts(room: Room, top: MapNode, draft: Draft) -> None:
-    for key, model in (("limits", Limits), ("timeouts", Timeouts)):
+    for key, model in _PER_SITE:
         if key in top.values and (made := fill(room, model, top.values[key])) is not None:
             setattr(draft, key, made)
 
@@ -230,13 +231,14 @@ def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
         route = _route(room, node)
         room.routes[name, "/"] = node
         routes = {"/": route} if route else {}
-        return Site.model_construct(name=name, urls=_key_as_url(room, name, node), routes=routes)
+        sizes = {key: _merged(room, model, top.values.get(key), None) for key, model in _PER_SITE}
+        return Site.model_construct(None, name=name, urls=_key_as_url(room, name, node), routes=routes, **sizes)
     values = section(room, node)
     if values is None:
         return Site.model_construct(name=name, urls=(), routes={})
     urls = _urls(room, name, values.values["urls"]) if "urls" in values.values else _key_as_url(room, name, values)
     given: dict[str, object] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
-    for key, model in (("limits", Limits), ("timeouts", Timeouts)):
+    for key, model in _PER_SITE:
         given[key] = _merged(room, model, top.values.get(key), values.values.get(key))
     if given["urls"] and given["routes"]:
         made = fill(room, Site, values, given)

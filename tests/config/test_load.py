@@ -153,6 +153,13 @@ def test_limits_and_timeouts_of_a_site_lie_over_the_global_ones() -> None:
     assert (b.limits, b.timeouts) == (config.limits, Timeouts(drain=60.0))
 
 
+def test_a_site_in_one_word_has_the_global_limits(folder: Path) -> None:
+    config = load_text("limits: {max_body: 5}\ntimeouts: {drain: 1m}\n" + TINY, folder).config
+    site = config.sites["shop.example.com"]
+    assert (site.limits, site.timeouts) == (config.limits, config.timeouts)
+    assert (site.limits.max_body, site.timeouts.drain) == (5, 60.0)
+
+
 def test_anchors_and_merge_keys() -> None:
     text = """\
     x-common: &defaults
