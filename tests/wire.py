@@ -149,9 +149,9 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @asynccontextmanager
-async def app(script: Script | bytes = OK, port: int = 0) -> AsyncIterator[App]:
+async def app(script: Script | bytes = OK, port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[App]:
     """An app on loopback.  Bytes as script: that answer to every request, keep-alive."""
-    (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    (listener,) = await trio.open_tcp_listeners(port, host=host)
     it = App(listener)
 
     async def answer_each(line: Line) -> None:

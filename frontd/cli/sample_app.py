@@ -189,6 +189,7 @@ async def sleep(request: Request) -> None:
 
 
 async def healthz(request: Request) -> None:
+    """Answers ``ok``: for health checks."""
     await request.drain()
     await request.answer(200, "ok\n")
 

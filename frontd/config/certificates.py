@@ -1,24 +1,36 @@
-"""What `check` must know about certificate files: whether they can be used, and which hosts they cover.
+"""The one reader of certificate, key, CA and CRL files: whether they can be used, and which hosts they cover.
 
-Hosts are the subject alternative names (RFC 9525 6.3: the common name does not count).  A wildcard covers exactly one
-label.
+`check` reads them for their facts, the TLS profiles for their PEM; both see the same file in the same way.  Hosts are
+the subject alternative names (RFC 9525 6.3: the common name does not count).  A wildcard covers exactly one label.
+
+Invariants: a file is read once, so what was checked is what is used; what is handed on holds the blocks it is meant to
+hold and nothing else (a CA certificate inside a CRL file is not trusted by the way).
 """
 
 from __future__ import annotations
 
 import datetime
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key, pkcs12
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    pkcs12,
+)
 
 from frontd.config.model import Certificate
 from frontd.model.urlprefix import canonical_host, is_ip
 
 _MAX_FILE = 4 << 20
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
 
 class Unusable(Exception):
@@ -47,13 +59,44 @@ class CertificateFacts:
         return bool(parent) and not is_ip(host) and not host.startswith("*") and "*." + parent in self.hosts
 
 
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate with its chain, leaf first, and its key, both as PEM; `source` is the file it came from.
+
+    Equal when the bytes are: a file that was only touched is the same key pair.
+    """
+
+    chain: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    source: str
+    facts: CertificateFacts = field(compare=False)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return self.facts.hosts
+
+    @property
+    def not_after(self) -> datetime.datetime:
+        return self.facts.not_after
+
+
 def read_certificate(certificate: Certificate) -> CertificateFacts:
-    """Read the files of `certificate`, see that key and certificate belong together.  Raises `Unusable`."""
-    chain = _pfx_chain(certificate) if certificate.pfx is not None else _pem_chain(certificate)
+    """The facts of `read_key_pair`.  Raises `Unusable`."""
+    return read_key_pair(certificate).facts
+
+
+def read_key_pair(certificate: Certificate) -> KeyPair:
+    """Read a PEM pair or a PKCS#12 file (RFC 7292); see that key and certificate fit.  Raises `Unusable`."""
+    chain, key = _from_pfx(certificate) if certificate.pfx is not None else _from_pem(certificate)
     try:
-        return _facts(chain)
+        facts = _facts(chain)
     except (ValueError, x509.InvalidVersion) as error:  # cryptography reads fields when they are asked for
         raise Unusable("cert" if certificate.pfx is None else "pfx", f"the certificate is damaged: {error}") from None
+    return KeyPair(_pem(chain), key, str(certificate.pfx or certificate.cert), facts)
+
+
+def _pem(certificates: list[x509.Certificate]) -> bytes:
+    return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
 
 
 def _facts(chain: list[x509.Certificate]) -> CertificateFacts:
@@ -72,20 +115,24 @@ def _facts(chain: list[x509.Certificate]) -> CertificateFacts:
     return CertificateFacts(hosts, leaf.not_valid_before_utc, leaf.not_valid_after_utc, tuple(warnings))
 
 
-def read_authorities(path: Path, key: str) -> None:
-    """See that `path` holds PEM certificates.  Raises `Unusable`."""
+def read_authorities(path: Path, key: str) -> bytes:
+    """The certificates in `path`, as PEM and nothing else.  Raises `Unusable` that blames `key`."""
     try:
-        x509.load_pem_x509_certificates(_bytes(path, key))
+        return _pem(x509.load_pem_x509_certificates(_bytes(path, key)))
     except (ValueError, x509.InvalidVersion):
         raise Unusable(key, f"{path} holds no PEM certificate") from None
 
 
-def read_revocations(path: Path, key: str) -> None:
-    """See that `path` holds PEM revocation lists.  Raises `Unusable`."""
+def read_revocations(path: Path, key: str) -> bytes:
+    """The revocation lists in `path`, as PEM and nothing else.  Raises `Unusable` that blames `key`."""
+    blocks: list[bytes] = _CRL.findall(_bytes(path, key))
     try:
-        x509.load_pem_x509_crl(_bytes(path, key))
-    except ValueError:
-        raise Unusable(key, f"{path} holds no PEM revocation list") from None
+        lists = [x509.load_pem_x509_crl(block) for block in blocks]
+    except ValueError as error:
+        raise Unusable(key, f"a revocation list in {path} is damaged: {error}") from None
+    if not lists:
+        raise Unusable(key, f"{path} holds no PEM revocation list")
+    return b"".join(one.public_bytes(Encoding.PEM) for one in lists)
 
 
 def _bytes(path: Path, key: str) -> bytes:
@@ -103,7 +150,7 @@ def _bytes(path: Path, key: str) -> bytes:
     return data
 
 
-def _pem_chain(certificate: Certificate) -> list[x509.Certificate]:
+def _from_pem(certificate: Certificate) -> tuple[list[x509.Certificate], bytes]:
     assert certificate.cert is not None
     data = _bytes(certificate.cert, "cert")
     try:
@@ -137,7 +184,7 @@ def _pem_chain(certificate: Certificate) -> list[x509.Certificate]:
             f"the certificate of the key is number {matching[0] + 1} in {certificate.cert}",
             "it comes first, then its chain",
         )
-    return chain
+    return chain, key_data
 
 
 def _public(certificate: x509.Certificate) -> bytes:
@@ -147,7 +194,7 @@ def _public(certificate: x509.Certificate) -> bytes:
         return b""
 
 
-def _pfx_chain(certificate: Certificate) -> list[x509.Certificate]:
+def _from_pfx(certificate: Certificate) -> tuple[list[x509.Certificate], bytes]:
     assert certificate.pfx is not None
     data = _bytes(certificate.pfx, "pfx")
     password = certificate.password.get_secret_value().encode() if certificate.password is not None else None
@@ -164,7 +211,16 @@ def _pfx_chain(certificate: Certificate) -> list[x509.Certificate]:
     if key is None or leaf is None:
         missing = "private key" if key is None else "certificate"
         raise Unusable("pfx", f"{certificate.pfx} holds no {missing}")
-    return [leaf, *others]
+    return _in_order(leaf, others), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _in_order(leaf: x509.Certificate, others: list[x509.Certificate]) -> list[x509.Certificate]:
+    """Each certificate before the one of its issuer, as TLS 1.2 demands it (RFC 5246 7.4.2); PKCS#12 keeps no order."""
+    chain, rest = [leaf], list(others)
+    while following := [one for one in rest if one.subject == chain[-1].issuer]:
+        chain.append(following[0])
+        rest.remove(following[0])
+    return chain + rest
 
 
 def _names(leaf: x509.Certificate) -> tuple[str, ...]:

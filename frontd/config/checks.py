@@ -236,7 +236,7 @@ def _other_files(room: Room, draft: Draft) -> None:
             _try_file(room, find(draft.root, "pools", pool.name, "tls"), "ca", pool.tls.ca, read_authorities)
 
 
-def _try_file(room: Room, node: Node, key: str, path: Path, read: Callable[[Path, str], None]) -> None:
+def _try_file(room: Room, node: Node, key: str, path: Path, read: Callable[[Path, str], bytes]) -> None:
     try:
         read(path, key)
     except Unusable as unusable:

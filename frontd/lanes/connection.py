@@ -181,7 +181,9 @@ async def open_stream(connection: Connection, deadline: float) -> bool:
         return True
     try:
         hello = await peek_hello(connection.sock, deadline)
-        profile = connection.service.world.profiles.find(hello.server_name)
+        # a client of an IP address sends no name (RFC 6066 3); the address it came to says which one it meant
+        name = hello.server_name or connection.client.local_address
+        profile = connection.service.world.profiles.find(name)
         if profile is None:
             raise FrontdError(Reason.TlsHostname, detail=f"server name {hello.server_name or '(none)'}")
     except FrontdError as error:
@@ -192,7 +194,11 @@ async def open_stream(connection: Connection, deadline: float) -> bool:
         await connection.stream.close_gracefully()
         raise
     connection.use(wrap(connection.sock, profile))
-    connection.client.tls = await shake_hands(connection.stream, hello, profile, deadline)
+    try:
+        connection.client.tls = await shake_hands(connection.stream, hello, profile, deadline)
+    except FrontdError:
+        await connection.stream.close_gracefully()  # so that the client can read why: OpenSSL has sent an alert
+        raise
     return True
 
 
@@ -258,6 +264,7 @@ async def refuse_head(connection: Connection, stream: Stream, error: FrontdError
 
 
 def new_exchange(connection: Connection, request: Request | None) -> Exchange:
+    """The exchange of the head just read, in the current world; `request` is None when the head means no request."""
     world, client = connection.service.world, connection.client
     if request is not None and world.trusts(client.peer):
         address = reported_client(request.headers, client.peer, world.trusts)
@@ -303,6 +310,7 @@ async def answer(connection: Connection, stream: Stream, head: RequestHead) -> b
 
 
 def left_early(down: H1Downstream) -> Reason:
+    """The reason for a client that left: HTTPERR tells apart whether its answer had begun."""
     return Reason.Client_Reset if down.can_answer else Reason.Connection_Dropped
 
 

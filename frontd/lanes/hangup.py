@@ -21,6 +21,8 @@ import trio
 
 
 class Watched(Protocol):
+    """Whoever wants to know that its client has ended."""
+
     def on_hangup(self) -> None: ...
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from functools import partial
 
 import trio
 
@@ -21,10 +20,9 @@ from frontd.model.messages import Client
 from frontd.net.streams import Stream, tcp_options
 
 BACKLOG = 1024  # nginx 511; the kernel caps it at net.core.somaxconn
-# accept(2): errors that belong to one connection, and errors that pass when others close
+# accept(2): errors that belong to one connection
 _THIS_ONE = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ECONNRESET))
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-EXHAUSTED_PAUSE = 0.1  # s
+TROUBLE_PAUSE = 0.1  # s; for what belongs to the machine: out of files or memory, the network is down
 
 
 class Listener:
@@ -70,11 +68,11 @@ class Listener:
                     await trio.lowlevel.wait_readable(self.sock)
                     continue
                 except OSError as error:
-                    if error.errno in _EXHAUSTED:
+                    if self.scope.cancel_called:  # closed between the wake-up and this turn
+                        return
+                    if error.errno not in _THIS_ONE:
                         service.log.remark(f"listener {self.settings.name}: {error.strerror}; accepting again soon")
-                        await trio.sleep(EXHAUSTED_PAUSE)
-                    elif error.errno not in _THIS_ONE:
-                        raise
+                        await trio.sleep(TROUBLE_PAUSE)
                     continue
                 self._welcome(sock, peer, service, nursery)
                 await trio.lowlevel.checkpoint()
@@ -101,18 +99,20 @@ class Listener:
                 nursery.start_soon(refuse_at_door, sock)
             return
         self.connections += 1
-        nursery.start_soon(partial(self._one, sock, client, service))
+        nursery.start_soon(self._one, sock, client, self.door, service)
 
-    async def _one(self, sock: socket.socket, client: Client, service: Service) -> None:
+    async def _one(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
         try:
-            await handle(sock, client, self.door, service)
+            await handle(sock, client, door, service)
         finally:
             self.connections -= 1
 
 
 def plain_ip(address: str) -> str:
     """An IPv4 address that came through an IPv6 socket, as IPv4; scope identifiers off."""
-    return address.removeprefix("::ffff:").partition("%")[0]
+    if address.startswith("::ffff:") and "." in address:
+        return address[7:]
+    return address.partition("%")[0]
 
 
 def bind(settings: Listen) -> Listener:

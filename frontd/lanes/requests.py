@@ -65,6 +65,8 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes | None, bytes, byt
             raise FrontdError(Reason.URL, detail="the target is neither a path nor an http URL")
         cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
         authority, target = rest[:cut], rest[cut:]
+        if not authority:
+            raise FrontdError(Reason.URL, detail="an http URL without a host (RFC 9110 4.2.1)")
         if not target.startswith(b"/"):
             target = b"/" + target
     path, mark, query = target.partition(b"?")

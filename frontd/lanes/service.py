@@ -11,7 +11,7 @@ import trio
 from frontd.lanes.hangup import Hangups
 from frontd.model.errors import Reason
 from frontd.model.messages import Client, Exchange
-from frontd.pipeline.accesslog import LogWriter
+from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import World
 
 

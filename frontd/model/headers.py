@@ -29,12 +29,17 @@ HOP_BY_HOP = frozenset(
     )
 )
 
+# The length of a message is decided when its head is checked, and no field of the message can take that away again.
+FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+
 # Fields that a trailer section never carries on (RFC 9110 6.5.1: framing, routing, authentication, request modifiers).
 NOT_IN_TRAILERS = HOP_BY_HOP | frozenset(
     (
         b"content-length", b"host", b"trailer", b"authorization", b"cookie", b"set-cookie", b"content-encoding",
         b"content-type", b"content-range", b"expect", b"range", b"cache-control", b"max-forwards", b"age", b"date",
-        b"location", b"retry-after", b"vary", b"www-authenticate", b"forwarded", b"via",
+        b"location", b"retry-after", b"vary", b"www-authenticate", b"forwarded", b"via", b"x-forwarded-for",
+        b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-prefix",
+        b"x-real-ip",
     )
 )  # fmt: skip
 
@@ -110,8 +115,11 @@ class Headers:
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """The fields that pass a proxy: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1)."""
-    named = headers.tokens(b"connection")
+    """The fields that pass a proxy: without hop-by-hop fields and those that Connection names (RFC 9110 7.6.1).
+
+    ``Connection: content-length`` takes nothing away: the body that follows would lose its length.
+    """
+    named = set(headers.tokens(b"connection")) - FRAMING
     if not named:
         return Headers(item for item in headers.items if item[0] not in HOP_BY_HOP)
     dropped = HOP_BY_HOP.union(named)

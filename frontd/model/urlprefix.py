@@ -55,7 +55,8 @@ class Category(IntEnum):
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*)+/?|/")
-_TO_ESCAPE = re.compile(r'["<>^`{|}]')
+_TO_ESCAPE = re.compile(r'[ "<>\[\]^`{|}]')
+_NEVER = re.compile(r"[\x00-\x1f\x7f\\#]|[^\x00-\x7f]")
 
 
 def _normal_escape(match: re.Match[str]) -> str:
@@ -73,16 +74,16 @@ def canonical_path(path: str | bytes) -> str:
 
     Dot segments are removed (RFC 3986 5.2.4), escaped unreserved characters are decoded, other escapes keep their
     escape in upper case, characters that RFC 3986 does not allow are escaped.  Raises `FrontdError` with
-    `Reason.URL` (400) for ``%00``, ``%5C``, a backslash, a ``#``, an incomplete escape, or a path that does not begin
-    with ``/``.
+    `Reason.URL` (400) for ``%00``, ``%5C``, a backslash, a ``#``, a control character, an incomplete escape, or a path
+    that does not begin with ``/``.
     """
     text = path.decode("latin-1") if isinstance(path, bytes) else path
     if _PLAIN_PATH.fullmatch(text):  # by far the commonest: nothing to normalise, no segment begins with a dot
         return text
     if not text.startswith("/"):
         raise FrontdError(Reason.URL, detail="the path does not begin with /")
-    if "\\" in text or "#" in text or not text.isascii():
-        raise FrontdError(Reason.URL, detail="a backslash, # or non-ASCII character in the path")
+    if _NEVER.search(text):
+        raise FrontdError(Reason.URL, detail="a backslash, #, control or non-ASCII character in the path")
     text = _ESCAPE.sub(_normal_escape, text)
     text = _TO_ESCAPE.sub(lambda match: f"%{ord(match.group()):02X}", text)
     segments: list[str] = []

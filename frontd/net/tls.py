@@ -25,14 +25,12 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass
 
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
 
+from frontd.config.certificates import KeyPair, read_authorities, read_revocations
+from frontd.config.model import TlsHost
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import TlsInfo, TlsPolicy
 from frontd.net.peek import peek
@@ -56,107 +54,46 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class CertificateProblem(Exception):
-    """A certificate, key, CA or CRL file cannot be used; the text names the file and says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A chain and its key as PEM, with the host names it is valid for (lower case; ``*.name`` for wildcards)."""
-
-    chain: bytes = field(repr=False)
-    key: bytes = field(repr=False)
-    hosts: tuple[str, ...]
-    not_after: datetime
-    source: str
-
-    def covers(self, host: str) -> bool:
-        return host in self.hosts or ("*." + host.partition(".")[2]) in self.hosts
-
-
-def load_certificate(cert: Path | None, key: Path | None, pfx: Path | None, password: str | None) -> Certificate:
-    """Read a PEM pair or a PKCS#12 file (RFC 7292).  Raises `CertificateProblem`."""
-    source = str(pfx or cert)
-    try:
-        if pfx is not None:
-            chain, key_pem = _read_pfx(pfx, password)
-        else:
-            assert cert is not None
-            chain = cert.read_bytes()
-            key_pem = key.read_bytes() if key is not None else chain
-        leaf = x509.load_pem_x509_certificates(chain)[0]
-    except OSError as error:
-        raise CertificateProblem(f"{error.filename or source}: {error.strerror}") from None
-    except (ValueError, IndexError) as error:
-        raise CertificateProblem(f"{source}: {error}") from None
-    return Certificate(chain, key_pem, certificate_hosts(leaf), leaf.not_valid_after_utc, source)
-
-
-def _read_pfx(path: Path, password: str | None) -> tuple[bytes, bytes]:
-    bundle = pkcs12.load_pkcs12(path.read_bytes(), password.encode() if password is not None else None)
-    if bundle.cert is None or bundle.key is None:
-        raise ValueError("the PKCS#12 file holds no certificate with its key")
-    chain = [bundle.cert.certificate, *(extra.certificate for extra in bundle.additional_certs)]
-    pem = b"".join(item.public_bytes(Encoding.PEM) for item in chain)
-    return pem, bundle.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def certificate_hosts(leaf: x509.Certificate) -> tuple[str, ...]:
-    """The names a certificate is valid for: its subjectAltName only (RFC 9525 6.3: the common name does not count)."""
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    hosts = [name.lower().rstrip(".") for name in names.get_values_for_type(x509.DNSName)]
-    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
-    return tuple(dict.fromkeys(hosts + addresses))
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyFiles:
-    """What a TLS host's policy is read from."""
-
-    client_certificate: str = "none"
-    ca: Path | None = None
-    crl: Path | None = None
-    min_version: str = "1.2"
+    """OpenSSL refuses a certificate, a key or a CA that could be read; the text names the file and says why."""
 
 
 @dataclass(slots=True)
 class Profile:
     """One certificate under one policy, and the context that speaks for both."""
 
-    certificate: Certificate
+    certificate: KeyPair
     policy: TlsPolicy
     context: ssl.SSLContext
 
 
-def build_profile(certificate: Certificate, files: PolicyFiles, previous: Iterable[Profile]) -> Profile:
-    """A profile for `certificate` under `files`; an equal one among `previous` is kept.  Raises `CertificateProblem`."""
-    try:
-        authority = files.ca.read_bytes() if files.ca else b""
-        revocation = files.crl.read_bytes() if files.crl else b""
-    except OSError as error:
-        raise CertificateProblem(f"{error.filename}: {error.strerror}") from None
-    policy = TlsPolicy(files.client_certificate, _digest(authority), _digest(revocation), files.min_version)
+def build_profile(certificate: KeyPair, demands: TlsHost, previous: Iterable[Profile]) -> Profile:
+    """A profile for `certificate` under `demands`; an equal one among `previous` is kept.
+
+    Raises `CertificateProblem` and `Unusable`.
+    """
+    authority = read_authorities(demands.ca, "ca") if demands.ca else b""
+    revocation = read_revocations(demands.crl, "crl") if demands.crl else b""
+    policy = TlsPolicy(demands.client_certificate, _digest(authority), _digest(revocation), demands.min_version)
     for profile in previous:
         if profile.policy == policy and profile.certificate == certificate:
             return profile
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = VERSIONS[files.min_version]
+    context.minimum_version = VERSIONS[demands.min_version]
     context.set_ciphers(CIPHERS_12)
     context.set_alpn_protocols(ALPN)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     _load_chain(context, certificate)
-    if files.client_certificate != "none":
-        required = files.client_certificate == "required"
+    if demands.client_certificate != "none":
+        required = demands.client_certificate == "required"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         try:
-            context.load_verify_locations(cadata=authority.decode("latin-1"))
-            if files.crl:
-                context.load_verify_locations(cafile=str(files.crl))
+            context.load_verify_locations(cadata=authority.decode("ascii"))
+            if revocation:
+                with _MemoryFile(revocation) as file:
+                    context.load_verify_locations(cafile=file.path)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        except (ssl.SSLError, ValueError) as error:
-            raise CertificateProblem(f"{files.ca}: no usable CA certificates or CRL ({error})") from None
+        except ssl.SSLError as error:
+            raise CertificateProblem(f"{demands.ca}: OpenSSL refuses it ({error.reason or error})") from None
     return Profile(certificate, policy, context)
 
 
@@ -164,18 +101,14 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest() if data else b""
 
 
-def _load_chain(context: ssl.SSLContext, certificate: Certificate) -> None:
+def _load_chain(context: ssl.SSLContext, certificate: KeyPair) -> None:
     """OpenSSL reads files only; a memfd keeps the key of a PKCS#12 file off the disk."""
     with _MemoryFile(certificate.chain) as chain, _MemoryFile(certificate.key) as key:
         try:
-            context.load_cert_chain(f"/proc/self/fd/{chain.fileno()}", f"/proc/self/fd/{key.fileno()}", password=_none)
-        except (ssl.SSLError, OSError, ValueError) as error:
+            context.load_cert_chain(chain.path, key.path)
+        except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
-            raise CertificateProblem(f"{certificate.source}: certificate and key do not fit ({reason})") from None
-
-
-def _none() -> str:
-    raise ValueError("the key is encrypted; decrypt it or use a PKCS#12 file with `password`")
+            raise CertificateProblem(f"{certificate.source}: OpenSSL refuses it ({reason})") from None
 
 
 class _MemoryFile:
@@ -185,8 +118,9 @@ class _MemoryFile:
         self._fd = os.memfd_create("frontd", os.MFD_CLOEXEC)
         os.write(self._fd, data)
 
-    def fileno(self) -> int:
-        return self._fd
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self._fd}"
 
     def __enter__(self) -> _MemoryFile:
         return self
@@ -202,14 +136,13 @@ class ProfileTable:
         self._hosts = hosts
         self.default = default
 
-    def find(self, server_name: str | None) -> Profile | None:
+    def find(self, server_name: str) -> Profile | None:
         """The profile for a name from a hello (lower case, no final dot), or None: no match and no default."""
-        if server_name is None:
-            return self.default
-        exact = self._hosts.get(server_name)
-        if exact is not None:
-            return exact
-        return self._hosts.get("*." + server_name.partition(".")[2], self.default)
+        return self.named(server_name) or self.default
+
+    def named(self, host: str) -> Profile | None:
+        """The profile of a host that a certificate names (exactly, or by a one-label wildcard), without the default."""
+        return self._hosts.get(host) or self._hosts.get("*." + host.partition(".")[2])
 
     @property
     def profiles(self) -> list[Profile]:
@@ -281,7 +214,8 @@ async def shake_hands(stream: Stream, hello: ClientHello, profile: Profile, dead
                 if scope.cancelled_caught:
                     raise FrontdError(Reason.Timer_HeaderWait) from None
     except ssl.SSLError as error:
-        raise FrontdError(Reason.TlsHandshake, detail=error.reason or "failed") from None
+        why = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+        raise FrontdError(Reason.TlsHandshake, detail=why or "failed") from None
     except OSError as error:
         raise FrontdError(Reason.TlsHandshake, detail=error.strerror or "reset") from None
     cipher = sock.cipher()
@@ -294,19 +228,25 @@ async def shake_hands(stream: Stream, hello: ClientHello, profile: Profile, dead
     )
 
 
-def client_context(ca: Path | None) -> ssl.SSLContext:
-    """How frontd verifies an app over TLS: system CAs, or `ca` alone.  Raises `CertificateProblem`."""
+def client_context(authority: bytes) -> ssl.SSLContext:
+    """How frontd verifies an app over TLS: by `authority` (PEM) alone; empty: by the system's CAs.
+
+    Raises `CertificateProblem`.
+    """
     try:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise CertificateProblem(f"{ca}: {getattr(error, 'strerror', None) or error}") from None
+        context = ssl.create_default_context(cadata=authority.decode("ascii") or None)
+    except ssl.SSLError as error:
+        raise CertificateProblem(f"OpenSSL refuses the CA of a pool ({error.reason or error})") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(ALPN)
     return context
 
 
 async def connect_tls(sock: socket.socket, context: ssl.SSLContext, server_name: str) -> Stream:
-    """Shake hands as a client; the caller bounds the time.  Raises `Broken` with the reason (a bad certificate too)."""
+    """Shake hands as a client; the caller bounds the time.
+
+    Raises `UntrustedUpstream`, and `Broken` when the connection ended on the way (an app that is just restarting).
+    """
     wrapped = context.wrap_socket(
         sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )
@@ -322,14 +262,20 @@ async def connect_tls(sock: socket.socket, context: ssl.SSLContext, server_name:
                 await trio.lowlevel.wait_writable(wrapped)
     except ssl.SSLCertVerificationError as error:
         stream.close_now()
-        raise UntrustedUpstream(error.verify_message) from None
-    except (ssl.SSLError, OSError) as error:
+        raise UntrustedUpstream(f"its certificate is not trusted: {error.verify_message}") from None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):
         stream.close_now()
-        raise Broken(getattr(error, "reason", None) or str(error)) from None
+        raise Broken("the connection ended inside the TLS handshake") from None
+    except ssl.SSLError as error:
+        stream.close_now()
+        raise UntrustedUpstream(f"TLS failed: {error.reason or error}") from None
+    except OSError as error:
+        stream.close_now()
+        raise Broken(f"{error.strerror or error} inside the TLS handshake") from None
     except BaseException:
         stream.close_now()
         raise
 
 
 class UntrustedUpstream(Exception):
-    """The certificate of an app is not trusted; the text says why."""
+    """No trusted TLS connection to an app can be made; the text says why."""

@@ -113,6 +113,8 @@ def reported_client(headers: Headers, peer: str, trusts: Trusts) -> str:
 
 
 class Trusts(Protocol):
+    """Whether an IP address (as text) is that of a trusted proxy."""
+
     def __call__(self, address: str, /) -> bool: ...
 
 
@@ -217,6 +219,7 @@ class RequestBody:
 
 
 def trailers_of(request: Request, end: End) -> Headers:
+    """The trailer fields of a request that may pass (RFC 9110 6.5.1)."""
     return announced_trailers(request.headers, end.trailers) if end.trailers is not NO_TRAILERS else NO_TRAILERS
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from frontd.config.model import Limits, Timeouts
 from frontd.model.errors import FrontdError, Reason
@@ -56,13 +57,20 @@ class Site:
     wire: WireLimits = field(default_factory=WireLimits)
 
 
+class Entrance(NamedTuple):
+    """A site as one of its UrlPrefixes leads to it; `host` is that prefix's."""
+
+    site: Site
+    host: str
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """One generation of the configuration, built.  `wire` holds the largest head limits of all sites: what a listener
     reads before the site is known."""
 
     generation: int
-    sites: PrefixTable[Site]
+    sites: PrefixTable[Entrance]
     all_sites: tuple[Site, ...]
     pools: dict[str, Pool]
     profiles: ProfileTable
@@ -85,14 +93,23 @@ class World:
         known host, ``Misdirected`` (421) when the host's TLS policy is not the one this connection was made under.
         """
         host = request.host or client.local_address
-        if client.tls is not None:
-            profile = self.profiles.find(host)
-            if (profile.policy if profile else OPEN_POLICY) != client.tls.policy:
-                raise FrontdError(Reason.Misdirected)
         match = self.sites.match(client.scheme, client.public_port, host, client.local_address, request.path)
+        if client.tls is not None and self._policy(host, match.value) != client.tls.policy:
+            raise FrontdError(Reason.Misdirected)
         if match.value is not None:
-            return match.value
+            return match.value.site
         raise FrontdError(Reason.NotFound if match.host_known else Reason.Hostname, detail=f"host {host}")
+
+
+    def _policy(self, host: str, entrance: Entrance | None) -> TlsPolicy:
+        """What a request for `host` must have been made under.
+
+        A host that no certificate names falls under the demands of the UrlPrefix that lets it in (``*.example.com``
+        covers any number of labels, an IP-bound prefix covers every name): else such a name would get round them.
+        """
+        profiles = self.profiles
+        profile = profiles.named(host) or (profiles.named(entrance.host) if entrance else None) or profiles.default
+        return profile.policy if profile else OPEN_POLICY
 
 
 def check_limits(site: Site, request: Request, head_size: int) -> None:
@@ -119,4 +136,5 @@ def check_limits(site: Site, request: Request, head_size: int) -> None:
 
 
 def body_too_large(limits: Limits) -> FrontdError:
+    """The refusal (413) of a request body beyond `limits.max_body` bytes; it names the key to change."""
     return FrontdError(Reason.EntityTooLarge, hint=f"The limit is limits.max_body ({limits.max_body} bytes).")

@@ -50,16 +50,20 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """One answer of the control socket."""
+
     status: int
     content_type: str
     body: bytes
 
 
 def as_json(data: object, status: int = 200) -> Reply:
+    """`data` as a line of JSON."""
     return Reply(status, "application/json", json.dumps(data).encode() + b"\n")
 
 
 def as_text(text: str, status: int = 200) -> Reply:
+    """`text` as a line of plain text."""
     return Reply(status, "text/plain; charset=utf-8", text.encode() + b"\n")
 
 
@@ -176,6 +180,7 @@ class Control:
 
 
 def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC, whole seconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

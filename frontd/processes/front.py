@@ -28,11 +28,11 @@ from frontd.config.problems import ConfigProblems
 from frontd.lanes.connection import Connection
 from frontd.lanes.listener import Listener, bind
 from frontd.lanes.service import Service
-from frontd.pipeline.accesslog import LogWriter
+from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.runtime import BuildProblem, build, differences
 from frontd.upstream.pool import Pool
 
-FIXED = ("control", "health", "log", "state_dir")  # nouns whose change needs a restart
+FIXED = ("control", "health", "state_dir")  # nouns whose change needs a restart
 
 
 @dataclass(slots=True)
@@ -142,6 +142,10 @@ class Front:
                     listener.close()
             raise
         previous, service.world = service.world, world
+        if old.log != new.log:
+            finished, service.log = service.log, LogWriter(new.log.access, new.log.error)
+            service.log.dropped = finished.dropped
+            finished.close(0)  # its thread writes what it still has and ends by itself
         for listener in self.listeners:
             if listener not in listeners:
                 listener.close()
@@ -208,4 +212,5 @@ def bind_all(config: Config, standing: list[Listener]) -> list[Listener]:
 
 
 def settings_of(listeners: list[Listener]) -> list[Listen]:
+    """The settings of `listeners`, in their order."""
     return [listener.settings for listener in listeners]

@@ -9,22 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
 from frontd.config.model import Config, Listen, Route, TlsHost
 from frontd.config.model import Pool as PoolConfig
 from frontd.config.model import Site as SiteConfig
 from frontd.config.model import Target as TargetConfig
 from frontd.model.urlprefix import PathTable, PrefixTable, UrlPrefix
-from frontd.net.tls import (
-    Certificate,
-    CertificateProblem,
-    PolicyFiles,
-    Profile,
-    ProfileTable,
-    build_profile,
-    client_context,
-    load_certificate,
-)
-from frontd.pipeline.world import Destination, Site, SiteState, World
+from frontd.net.tls import CertificateProblem, Profile, ProfileTable, build_profile, client_context
+from frontd.pipeline.world import Destination, Entrance, Site, SiteState, World
 from frontd.protocol.scan import WireLimits
 from frontd.upstream.client import Dialect
 from frontd.upstream.pool import Pool, PoolSettings, Target
@@ -39,16 +31,17 @@ def build(config: Config, listeners: Iterable[Listen], generation: int, previous
     try:
         profiles = build_profiles(config, previous.profiles.profiles if previous else [])
         pools = {name: build_pool(pool, config, previous) for name, pool in config.pools.items()}
-    except CertificateProblem as error:
+    except (CertificateProblem, Unusable) as error:
         raise BuildProblem(str(error)) from None
     states = {site.name: site.state for site in previous.all_sites} if previous else {}
     sites = {name: build_site(site, pools, states.get(name)) for name, site in config.sites.items()}
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
     http_ports = [listen.public_port for listen in listeners if listen.kind == "http"]
     pairs += redirects_to_https(config, http_ports, states)
+    entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
     return World(
         generation=generation,
-        sites=PrefixTable(pairs),
+        sites=PrefixTable(entrances),
         all_sites=tuple(sites.values()),
         pools=pools,
         profiles=profiles,
@@ -64,32 +57,29 @@ def build(config: Config, listeners: Iterable[Listen], generation: int, previous
 
 def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
     """Profiles by host: every name of every certificate under the open policy, then the hosts with demands of their own."""
-    certificates = [
-        load_certificate(c.cert, c.key, c.pfx, c.password.get_secret_value() if c.password else None)
-        for c in config.tls.certificates
-    ]
+    certificates = [read_key_pair(certificate) for certificate in config.tls.certificates]
     hosts: dict[str, Profile] = {}
     made = list(previous)
 
-    def profile(certificate: Certificate, files: PolicyFiles) -> Profile:
-        found = build_profile(certificate, files, made)
+    def profile(certificate: KeyPair, demands: TlsHost) -> Profile:
+        found = build_profile(certificate, demands, made)
         made.append(found)
         return found
 
     for certificate in certificates:
         for host in certificate.hosts:  # the first certificate for a name wins, as the order in the file says
-            hosts.setdefault(host, profile(certificate, PolicyFiles()))
+            hosts.setdefault(host, profile(certificate, TlsHost()))
     table = ProfileTable(hosts, None)
     for host, demand in config.tls.hosts.items():
         found = table.find(host)
         if found is None:
             raise BuildProblem(f"tls.hosts.{host}: no certificate covers it")
-        hosts[host] = profile(found.certificate, policy_files(demand))
+        hosts[host] = profile(found.certificate, demand)
     default = config.tls.default
     if default is not None:
         names = [c.name for c in config.tls.certificates]
         chosen = hosts.get(default) or (
-            profile(certificates[names.index(default)], PolicyFiles()) if default in names else table.find(default)
+            profile(certificates[names.index(default)], TlsHost()) if default in names else table.find(default)
         )
         if chosen is None:
             raise BuildProblem(f"tls.default: no certificate is named or covers {default!r}")
@@ -97,14 +87,11 @@ def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
     return table
 
 
-def policy_files(demand: TlsHost) -> PolicyFiles:
-    return PolicyFiles(demand.client_certificate, demand.ca, demand.crl, demand.min_version)
-
-
 # ---------------------------------------------------------------------------------------------------- sites
 
 
 def build_site(config: SiteConfig, pools: dict[str, Pool], state: SiteState | None) -> Site:
+    """A site as the pipeline reads it; it goes on counting in `state` when it was there before."""
     return Site(
         name=config.name,
         routes=PathTable((path, destination(path, route, pools)) for path, route in config.routes.items()),
@@ -116,6 +103,7 @@ def build_site(config: SiteConfig, pools: dict[str, Pool], state: SiteState | No
 
 
 def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
+    """Where a route leads, with the pool itself instead of its name."""
     if route.redirect is not None:
         return Destination(path, redirect=route.redirect, status=route.status)
     assert route.pool is not None
@@ -144,6 +132,7 @@ def redirects_to_https(
 
 
 def redirect_site(site: SiteConfig, to: Destination, states: dict[str, SiteState]) -> Site:
+    """A site that redirects every path; it counts for the https site of the same name."""
     return Site(site.name, PathTable([("/", to)]), site.limits, site.timeouts, states.get(site.name) or SiteState())
 
 
@@ -161,7 +150,10 @@ def largest_heads(config: Config) -> WireLimits:
 
 
 def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Pool:
-    """The pool of `config`; the one that stands is kept when nothing about it changed.  Raises `CertificateProblem`."""
+    """The pool of `config`; the one that stands is kept when nothing about it changed.
+
+    Raises `CertificateProblem` and `Unusable`.
+    """
     kept = previous.pools.get(config.name) if previous else None
     contexts = client_contexts(config, kept)
     settings = PoolSettings(
@@ -183,16 +175,17 @@ def client_contexts(config: PoolConfig, kept: Pool | None) -> dict[str, Dialect]
     plain = Dialect(lenient=config.lenient_responses)
     if not any(target.scheme == "https" for target in config.targets):
         return {"http": plain, "unix": plain}
-    authority = config.tls.ca.read_bytes() if config.tls.ca else b""
+    authority = read_authorities(config.tls.ca, "ca") if config.tls.ca else b""
     for target in kept.settings.targets if kept else ():
         if target.dialect.context is not None and target.dialect.authority == authority:
             secure = Dialect(target.dialect.context, "", config.lenient_responses, authority)
             return {"http": plain, "unix": plain, "https": secure}
-    secure = Dialect(client_context(config.tls.ca), "", config.lenient_responses, authority)
+    secure = Dialect(client_context(authority), "", config.lenient_responses, authority)
     return {"http": plain, "unix": plain, "https": secure}
 
 
 def build_target(target: TargetConfig, config: PoolConfig, dialects: dict[str, Dialect]) -> Target:
+    """A target with how to speak to it; `dialects` holds one for each scheme of the pool."""
     dialect = dialects[target.scheme]
     if dialect.context is not None:
         dialect = dialect.to(config.tls.server_name or target.host)

@@ -84,11 +84,13 @@ async def _main(
 
 
 async def drain_and_stop(front: Front, nursery: trio.Nursery) -> None:
+    """Drain, then end everything that runs in `nursery`."""
     await front.drain()
     nursery.cancel_scope.cancel()
 
 
 async def reload_by_signal(front: Front, reload_from: Callable[[], Loaded] | None) -> None:
+    """Reload and remark in the log how it went: a signal has nobody to answer to."""
     if reload_from is None:
         front.service.log.remark("SIGHUP: this frontd was started without a file to read again")
     else:

@@ -25,7 +25,7 @@ from typing import Final
 import h11
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.headers import Headers
+from frontd.model.headers import FRAMING, Headers
 from frontd.protocol.scan import (
     RESPONSE_LIMITS,
     ChunkScanner,
@@ -133,8 +133,8 @@ class ServerConnection:
 
     @property
     def has_bytes(self) -> bool:
-        """Whether bytes of a next message have arrived."""
-        return bool(self._buffer)
+        """Whether bytes of a next message have arrived; the empty line that old clients send behind a body is none."""
+        return self._buffer not in (b"", b"\r", b"\r\n")
 
     def next_head(self, limits: WireLimits) -> RequestHead | None:
         """The next request head, or None for "need more".  Raises `FrontdError`."""
@@ -192,8 +192,12 @@ class ServerConnection:
     # --- writing
 
     def send_information(self, status: int, headers: Headers) -> bytes:
-        """A 1xx head.  ``101`` ends the HTTP part of this connection."""
-        return self._send(h11.InformationalResponse(status_code=status, headers=headers.pairs()))
+        """A 1xx head.  ``101`` ends the HTTP part of this connection.
+
+        Framing fields of an app that sends them here stay behind: the head has no body (RFC 9110 8.6, RFC 9112 6.1).
+        """
+        pairs = [(raw, value) for name, raw, value in headers if name not in FRAMING]
+        return self._send(h11.InformationalResponse(status_code=status, headers=pairs))
 
     def send_head(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> bytes:
         """The response head; framing fields are completed by h11, ``Connection: close`` is added when `close`."""

@@ -45,27 +45,36 @@ class ClientHello:
 def read_client_hello(buffer: bytes) -> ClientHello | Need:
     """The ClientHello at the front of `buffer`.  Raises `BadHello`."""
     message = bytearray()
-    position = 0
+    position = 0  # of the next record
+    announced = 0  # bytes of the message in the records so far
+    size = 4  # of the message, as far as known
     while True:
-        if len(buffer) < position + 5:
-            return _need(position + 5)
-        kind, _, length = struct.unpack_from("!BHH", buffer, position)
-        if kind != HANDSHAKE or not 0 < length <= 16384:
+        if buffer[position : position + 1] not in (b"", b"\x16"):
             raise BadHello("not a TLS handshake record")
+        if len(buffer) < position + 5:
+            return _need(position, size - announced)
+        _, _, length = struct.unpack_from("!BHH", buffer, position)
+        if not 0 < length <= 16384:
+            raise BadHello("a TLS record of no allowed length")
         message += buffer[position + 5 : position + 5 + length]
         if message and message[0] != CLIENT_HELLO:
             raise BadHello("not a ClientHello")
         position += 5 + length
-        size = 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else 4
-        if len(message) >= size and size > 4:
-            return ClientHello(_server_name(bytes(message[4:size])))
-        if size + 5 > MAX_HELLO:
-            raise BadHello("the ClientHello is too large")
+        announced += length
+        if len(message) >= 4:
+            size = 4 + int.from_bytes(message[1:4])
+            if len(message) >= size:
+                return ClientHello(_server_name(bytes(message[4:size])))
         if len(buffer) < position:
-            return _need(position)
+            return _need(position, size - announced)
 
 
-def _need(size: int) -> Need:
+def _need(position: int, missing: int) -> Need:
+    """What is missing after the record that ends at `position` comes behind at least one more record header.
+
+    Asking for all of it at once keeps a hello in thousands of one-byte records from waking us for each of them.
+    """
+    size = position + 5 + missing if missing > 0 else position
     if size > MAX_HELLO:
         raise BadHello("the ClientHello is too large")
     return Need(size)
@@ -147,7 +156,13 @@ def _address(text: str, port: str, version: int) -> tuple[str, int]:
         raise BadHello("the PROXY header holds no IP address") from None
     if address.version != version or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise BadHello("the PROXY header's addresses do not fit its family")
-    return str(address), int(port)
+    return _plain(address), int(port)
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The address as text; an IPv4-mapped one, as a balancer with IPv6 sockets sends it, as IPv4; without scope."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address).partition("%")[0]
 
 
 def _proxy_2(buffer: bytes) -> ProxyHeader | Need:
@@ -164,7 +179,7 @@ def _proxy_2(buffer: bytes) -> ProxyHeader | Need:
     width = 4 if family >> 4 == 1 else 16
     if length < 2 * width + 4:
         raise BadHello("the PROXY version 2 header is too short for its family")
-    source = str(ipaddress.ip_address(buffer[16 : 16 + width]))
-    destination = str(ipaddress.ip_address(buffer[16 + width : 16 + 2 * width]))
+    source = _plain(ipaddress.ip_address(buffer[16 : 16 + width]))
+    destination = _plain(ipaddress.ip_address(buffer[16 + width : 16 + 2 * width]))
     source_port, destination_port = struct.unpack_from("!HH", buffer, 16 + 2 * width)
     return ProxyHeader(size, (source, source_port), (destination, destination_port))

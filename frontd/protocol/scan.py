@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import NoReturn
 
 from frontd.model.errors import FrontdError, Reason
@@ -44,6 +45,7 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + VALUE + rb")?")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
 
 MAX_CHUNK_LINE = 512  # bytes; extensions are unused in practice, nginx and h11 bound them too
+CHUNKS_AT_ONCE = 256  # 64 KiB of one-byte chunks would keep everybody else waiting for 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,16 @@ def scan_request(buffer: bytearray, limits: WireLimits, start: int = 0) -> Reque
 
     Returns None when more bytes are needed.  Raises `FrontdError` (downstream reasons) as soon as an error is certain.
     """
-    end = buffer.find(b"\r\n\r\n", max(0, start - 3))
+    end = buffer.find(b"\r\n\r\n", max(0, start - 3), limits.max_head)
     if end < 0:
-        _refuse_certain_errors(buffer, start)
+        found = _certain_error(buffer, start, limits)
+        if found is not None:
+            _explain_byte(buffer, found)
         if len(buffer) > limits.max_head:
             raise _head_too_long(limits)
         return None
     size = end + 4
-    if size > limits.max_head:
-        raise _head_too_long(limits)
+    _count_fields(buffer, size, limits)
     match = _REQUEST.fullmatch(buffer, 0, size)
     if match is None:
         _explain_request(bytes(buffer[:size]))
@@ -114,10 +117,11 @@ def _head_too_long(limits: WireLimits) -> FrontdError:
     return FrontdError(Reason.RequestLength, hint=hint)
 
 
-def _refuse_certain_errors(buffer: bytearray, start: int) -> None:
-    found = _CERTAIN_ERROR.search(buffer, max(0, start - 2))
-    if found is not None:
-        _explain_byte(buffer, found.start())
+def _certain_error(buffer: bytearray, start: int, limits: WireLimits) -> int | None:
+    """Where an incomplete head is wrong whatever follows.  Bytes beyond the limit are not looked at, so that the verdict
+    does not depend on how many of them came at once."""
+    found = _CERTAIN_ERROR.search(buffer, max(0, start - 2), limits.max_head)
+    return None if found is None else found.start()
 
 
 def _explain_byte(data: bytes | bytearray, at: int) -> NoReturn:
@@ -131,18 +135,26 @@ def _explain_byte(data: bytes | bytearray, at: int) -> NoReturn:
     )
 
 
+def _count_fields(buffer: bytearray, size: int, limits: WireLimits) -> None:
+    """Counted before anything is matched: the expression below needs 400 bytes for each field line."""
+    if buffer.count(b"\r\n", 0, size) - 2 > limits.max_fields:
+        found = _CERTAIN_ERROR.search(buffer, 0, size)
+        if found is not None:  # as it would have been refused, had the head come byte by byte
+            _explain_byte(buffer, found.start())
+        raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_fields ({limits.max_fields} fields).")
+
+
 def _split_fields(lines: bytes, limits: WireLimits) -> list[Item]:
-    """Field lines that matched `_FIELDS`, as items; limits are counted here and nowhere else."""
+    """Field lines that matched `_FIELDS`, as items; their sizes are checked here."""
     items: list[Item] = []
     for line in lines.split(b"\r\n")[:-1]:
-        if len(line) > limits.max_field:
+        name, _, value = line.partition(b":")
+        value = value.strip(b" \t")
+        if len(name) + len(value) > limits.max_field:
             raise FrontdError(
                 Reason.FieldLength, hint=f"The limit of one field is limits.max_field ({limits.max_field} bytes)."
             )
-        name, _, value = line.partition(b":")
-        items.append((name.lower(), name, value.strip(b" \t")))
-    if len(items) > limits.max_fields:
-        raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_fields ({limits.max_fields} fields).")
+        items.append((name.lower(), name, value))
     return items
 
 
@@ -216,7 +228,14 @@ def split_authority(value: bytes) -> bytes:
     match = _HOST.fullmatch(value)
     if match is None or (match.group(2) and int(match.group(2)) > 65535):
         raise FrontdError(Reason.Hostname, detail="the Host field is not host or host:port")
-    return match.group(1).strip(b"[]")
+    host = match.group(1)
+    if not host.startswith(b"["):
+        return host
+    try:
+        IPv6Address(host[1:-1].decode("ascii"))
+    except ValueError:
+        raise FrontdError(Reason.Hostname, detail="brackets in the Host field without an IPv6 address") from None
+    return host[1:-1]
 
 
 # ---------------------------------------------------------------------------------------------------- responses
@@ -230,22 +249,24 @@ def scan_response(buffer: bytearray, *, lenient: bool = False, start: int = 0) -
     `lenient` accepts bare LF and folded lines of old backends: they are mended in `buffer` before the check.  Returns
     None when more bytes are needed; raises `FrontdError` with `Reason.BadUpstreamHead`.
     """
-    if lenient:
-        _mend(buffer)
+    if lenient and _mend(buffer, start):
         start = 0
-    end = buffer.find(b"\r\n\r\n", max(0, start - 3))
+    end = buffer.find(b"\r\n\r\n", max(0, start - 3), RESPONSE_LIMITS.max_head)
     if end < 0:
-        found = None if lenient else _CERTAIN_ERROR.search(buffer, max(0, start - 2))
-        if found is not None or not b"HTTP/1."[: len(buffer)] == buffer[:7]:
+        found = None if lenient else _certain_error(buffer, start, RESPONSE_LIMITS)
+        if found is not None:
+            raise FrontdError(Reason.BadUpstreamHead, detail=f"byte 0x{buffer[found]:02x} at {found} in the head")
+        if not b"HTTP/1."[: len(buffer)] == buffer[:7]:
             raise FrontdError(Reason.BadUpstreamHead, detail="the answer does not begin like HTTP/1")
         if len(buffer) > RESPONSE_LIMITS.max_head:
             raise FrontdError(Reason.BadUpstreamHead, detail="the response head is larger than 64 KiB")
         return None
-    match = _RESPONSE.fullmatch(buffer, 0, end + 4)
-    if match is None:
-        _explain_fields(bytes(buffer[: end + 2]).partition(b"\r\n")[2], Reason.BadUpstreamHead)
-    minor, status, reason, lines = match.groups()
     try:
+        _count_fields(buffer, end + 4, RESPONSE_LIMITS)
+        match = _RESPONSE.fullmatch(buffer, 0, end + 4)
+        if match is None:
+            _explain_fields(bytes(buffer[: end + 2]).partition(b"\r\n")[2], Reason.BadUpstreamHead)
+        minor, status, reason, lines = match.groups()
         items = _split_fields(lines, RESPONSE_LIMITS)
         head = ResponseHead(int(status), reason or b"", b"1." + minor, Headers(items), end + 4)
         _check_response_framing(head)
@@ -254,13 +275,17 @@ def scan_response(buffer: bytearray, *, lenient: bool = False, start: int = 0) -
     return head
 
 
-def _mend(buffer: bytearray) -> None:
-    """CR LF for bare LF and one space for a fold, in the head at the front of `buffer` when it is complete."""
-    end = re.search(rb"\r?\n\r?\n", buffer)
+_LENIENT_END = re.compile(rb"\r?\n\r?\n")
+
+
+def _mend(buffer: bytearray, start: int) -> bool:
+    """CR LF for bare LF and one space for a fold, in the head at the front of `buffer`; whether it was complete."""
+    end = _LENIENT_END.search(buffer, max(0, start - 3), RESPONSE_LIMITS.max_head)
     if end is None:
-        return
+        return False
     head = re.sub(rb"\r?\n[ \t]+", b" ", bytes(buffer[: end.start()]))
     buffer[: end.end()] = re.sub(rb"\r?\n", b"\r\n", head) + b"\r\n\r\n"
+    return True
 
 
 def _check_response_framing(head: ResponseHead) -> None:
@@ -285,10 +310,11 @@ class ChunkScanner:
     """Walks a chunked body, checks its lines on the wire and says how many bytes belong to it.
 
     `consume(buffer)` returns how many bytes from the front are checked and belong to this message; `done` is set when
-    the final CR LF of the trailer section is among them.  Raises `FrontdError` with the reason given at construction.
+    the final CR LF of the trailer section is among them.  One call walks at most `CHUNKS_AT_ONCE` chunks.  Raises
+    `FrontdError` with the reason given at construction.
     """
 
-    __slots__ = ("_left", "_reason", "_state", "_trailer_limit", "_trailer_size", "done")
+    __slots__ = ("_left", "_reason", "_seen", "_state", "_trailer_limit", "_trailer_size", "done")
 
     def __init__(self, reason: Reason, trailer_limit: int) -> None:
         self._reason = reason
@@ -296,10 +322,11 @@ class ChunkScanner:
         self._trailer_size = 0
         self._state = "size"
         self._left = 0
+        self._seen = 0  # bytes at the front of the buffer that hold no line end
         self.done = False
 
     def consume(self, buffer: bytearray) -> int:
-        position = 0
+        position, chunks = 0, 0
         while not self.done:
             if self._state == "data":
                 step = min(self._left, len(buffer) - position)
@@ -315,12 +342,18 @@ class ChunkScanner:
                 self._refuse_unless(buffer[position : position + 2] == b"\r\n", "no CR LF after a chunk")
                 position += 2
                 self._state = "size"
+                chunks += 1
+                if chunks == CHUNKS_AT_ONCE:
+                    break
             else:
                 limit = MAX_CHUNK_LINE if self._state == "size" else self._trailer_limit - self._trailer_size
-                end = buffer.find(b"\n", position, position + limit + 2)
+                end = buffer.find(b"\n", position + self._seen, position + limit + 2)
                 if end < 0:
-                    self._refuse_unless(len(buffer) - position <= limit, f"a {self._state} line is too long")
+                    # with its CR, the longest line allowed is one byte longer than its content
+                    self._refuse_unless(len(buffer) - position <= limit + 1, f"a {self._state} line is too long")
+                    self._seen = len(buffer) - position
                     break
+                self._seen = 0
                 line = bytes(buffer[position : end + 1])
                 self._refuse_unless(line.endswith(b"\r\n"), "bare LF in a chunked body")
                 position = end + 1

@@ -30,11 +30,13 @@ from frontd.protocol.scan import ResponseHead
 
 
 class ConnectFailed(Exception):
-    """No connection to the app could be made; `reason` is set when waiting would not help (an untrusted certificate)."""
+    """No connection to the app could be made; `reason` is set when waiting would not help (an untrusted certificate),
+    `busy` when the app is there but its backlog is full."""
 
-    def __init__(self, text: str, reason: Reason | None = None) -> None:
+    def __init__(self, text: str, reason: Reason | None = None, *, busy: bool = False) -> None:
         super().__init__(text)
         self.reason = reason
+        self.busy = busy
 
 
 @dataclass(frozen=True, slots=True)

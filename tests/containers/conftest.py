@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a Docker engine: run by scripts/test-containers"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the last lines of frontd's log: the containers are gone when somebody reads it."""
+    report = yield
+    project = getattr(item, "funcargs", {}).get("project")
+    if report.failed and project is not None:
+        logs = project.compose("logs", "--no-color", "--tail", "60", "frontd", check=False)
+        report.sections.append(("log of frontd", logs.stdout))
+    return report
+
+
 @pytest.fixture(scope="session")
 def image() -> Iterator[str]:
     """The image under a tag of its own, built as compose builds it."""
@@ -38,8 +49,8 @@ def image() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def project(image: str) -> Iterator[Project]:
     """frontd and its apps, up and healthy; removed with volumes and networks at the end."""
-    environ = {"FRONTD_IMAGE": image, "FRONTD_HTTP_PORT": "0", "FRONTD_HTTPS_PORT": "0"}
-    project = Project(f"frontd-test-{uuid.uuid4().hex[:8]}", environ)
+    settings = {"FRONTD_IMAGE": image, "FRONTD_HTTP_PORT": "0", "FRONTD_HTTPS_PORT": "0"}
+    project = Project(f"frontd-test-{uuid.uuid4().hex[:8]}", settings)
     try:
         up = project.compose("up", "-d", "--wait", "--wait-timeout", "60", check=False)
         assert up.returncode == 0, up.stderr + project.compose("logs", "--no-color").stdout

@@ -16,17 +16,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run(
-    *command: str, environ: Mapping[str, str] = os.environ, check: bool = True, timeout: float = 240
+    *command: str, settings: Mapping[str, str] = MappingProxyType({}), check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository; with `check` a failure raises AssertionError and shows both of its outputs."""
+    """Run a command in the repository, with `settings` added to the environment, for at most 240 s.
+
+    With `check` a failure raises AssertionError and shows both of its outputs.
+    """
+    environ = {**os.environ, **settings}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=dict(environ), capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=240, check=False
     )
     assert not check or done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -34,14 +39,14 @@ def run(
 
 @dataclass(frozen=True)
 class Project:
-    """compose.yaml under the project name `name`; `environ` is what it reads besides the environment of the tests."""
+    """compose.yaml under the project name `name`, with `settings` for its variables."""
 
     name: str
-    environ: Mapping[str, str]
+    settings: Mapping[str, str]
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = ("docker", "compose", "-p", self.name, "-f", "compose.yaml", *arguments)
-        return run(*command, environ={**os.environ, **self.environ}, check=check)
+        return run(*command, settings=self.settings, check=check)
 
     def port(self, inside: int) -> int:
         """The port of 127.0.0.1 that is published for frontd's port `inside`; another one after each of its starts."""
