@@ -22,7 +22,15 @@ from frontd.net.streams import Stream, tcp_options
 BACKLOG = 1024  # nginx 511; the kernel caps it at net.core.somaxconn
 # accept(2): errors that belong to one connection
 _THIS_ONE = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ECONNRESET))
+REFUSED_AT_ONCE = 64  # clients over the limit that are told at one time; the rest is reset
 TROUBLE_PAUSE = 0.1  # s; for what belongs to the machine: out of files or memory, the network is down
+
+
+_HINTS = {
+    errno.EADDRINUSE: " (another program has it)",
+    errno.EADDRNOTAVAIL: " (no interface of this machine has it)",
+    errno.EACCES: " (a port below 1024 needs root, CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start)",
+}
 
 
 class Listener:
@@ -34,6 +42,7 @@ class Listener:
         self.port: int = sock.getsockname()[1]
         self.public_port = self._public_port(settings)
         self.connections = 0
+        self.refusing = 0
         self.scope = trio.CancelScope()
 
     def _public_port(self, settings: Listen) -> int | None:
@@ -93,13 +102,20 @@ class Listener:
         limit = service.world.limits.max_connections
         if limit is not None and len(service.connections) >= limit:
             service.log_connection(client, Reason.ConnLimit, f"max_connections {limit}")
-            if self.settings.kind == "https":
+            if self.settings.kind == "https" or self.refusing >= REFUSED_AT_ONCE:
                 Stream(sock).abort()
             else:
-                nursery.start_soon(refuse_at_door, sock)
+                self.refusing += 1
+                nursery.start_soon(self._refuse, sock)
             return
         self.connections += 1
         nursery.start_soon(self._one, sock, client, self.door, service)
+
+    async def _refuse(self, sock: socket.socket) -> None:
+        try:
+            await refuse_at_door(sock)
+        finally:
+            self.refusing -= 1
 
     async def _one(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
         try:
@@ -121,7 +137,7 @@ def bind(settings: Listen) -> Listener:
         sock = _bound_socket(settings)
     except OSError as error:
         where = f"{settings.address or '*'}:{settings.port}"
-        hint = " (another program has it)" if error.errno == errno.EADDRINUSE else ""
+        hint = _HINTS.get(error.errno or 0, "")
         raise OSError(error.errno, f"listener {settings.name}: {where}: {error.strerror}{hint}") from None
     return Listener(settings, sock)
 

@@ -30,7 +30,7 @@ class TlsPolicy:
 
 @dataclass(slots=True)
 class TlsInfo:
-    """Facts of the TLS session: ``TLSv1.3``, cipher name, server name sent, client certificate (DER), policy enforced."""
+    """Facts of the TLS session: ``TLSv1.3``, cipher name, server name sent, client certificate (DER), its policy."""
 
     version: str
     cipher: str
@@ -61,8 +61,8 @@ class Client:
 
 @dataclass(slots=True)
 class Request:
-    """One request as it was understood: `path` canonical, `query` without ``?`` (None: there was none), `target` as sent,
-    `host` canonical and without port, `authority` as sent, `content_length` in bytes (None: unknown or no body)."""
+    """One request as it was understood: `path` canonical, `query` without ``?`` (None: there was none), `target` as
+    sent, `host` canonical and without port, `authority` as sent, `content_length` in bytes (None: unknown, no body)."""
 
     method: str
     target: bytes

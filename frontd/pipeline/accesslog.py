@@ -1,12 +1,12 @@
 """The lines of the access log and of the error log.
 
 W3C extended with IIS's field names, or JSON with a fixed set of fields; the error log has HTTPERR's shape.  In the W3C
-shapes ``-`` stands for "missing", and spaces, quotes and whatever is not printable become ``+`` (IIS's rule), so a line
-can never be forged.  JSON lines are ASCII, the rest is escaped: no terminal and no reader of lines sees a second line or
-a control sequence in them.
+shapes ``-`` stands for "missing", and spaces, quotes and whatever is not printable become ``+`` (IIS's rule), so a
+line can never be forged.  JSON lines are ASCII, the rest is escaped: no terminal and no reader of lines sees a second
+line or a control sequence in them.
 
-Invariant: no line with its line break is longer than `MAX_LINE` bytes: a pipe takes it whole (PIPE_BUF), so the lines of
-processes do not mix.  A JSON line is valid all the same: its values are cut, never the line.
+Invariant: no line with its line break is longer than `MAX_LINE` bytes: a pipe takes it whole (PIPE_BUF), so the lines
+of processes do not mix.  A JSON line is valid all the same: its values are cut, never the line.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A line is formatted where the exchange ends and appended to a bounded buffer; a 
 the buffer is full (a stuck pipe), or a write fails (a full disk), lines are dropped and counted, traffic goes on, and
 stderr is told, once a minute at most.  The thread waits a moment after it was woken, so that a busy front wakes it once
 for many lines.  Files rotate by size and are reopened on request (SIGUSR1, as nginx does), so logrotate works too.
+There is one thread for both logs: while one of them is stuck, both wait in the buffer.
 
 Invariants
 ----------
@@ -26,7 +27,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -48,10 +48,13 @@ def _header(fields: str) -> str:
 class Sink:
     """One log's way out: a file with rotation, or a standard stream.  Used by the writer thread only."""
 
-    def __init__(self, settings: LogFile, fields: str, complain: Callable[[str], None]) -> None:
-        self._settings = settings
+    def __init__(self, name: str, settings: LogFile, fields: str, complain: Callable[[str, str], None]) -> None:
+        self.name = name
+        self.settings = settings
+        self.label = f"{name} {settings.to}"
+        self.is_on = settings.to != "off"
         self._fields = fields if settings.format == "w3c" else ""
-        self.complain = complain
+        self._complain = complain
         self._fd: int | None = None
         self._size = 0
         self._rotates = False
@@ -60,8 +63,8 @@ class Sink:
 
     def open(self) -> None:
         """Open what is not open yet, and begin with the directives of the format.  Raises `OSError`."""
-        to = self._settings.to
-        if self._fd is not None or to == "off":
+        to = self.settings.to
+        if self._fd is not None or not self.is_on:
             return
         if isinstance(to, Path):
             self._open_file(to)
@@ -101,11 +104,11 @@ class Sink:
 
     def _how_many(self, lines: deque[bytes]) -> int:
         """How many of `lines` go out in one write."""
-        if not isinstance(self._settings.to, Path):
+        if not isinstance(self.settings.to, Path):
             return 1  # lines up to PIPE_BUF stay whole between processes when each is one write
         if not self._rotates:
             return len(lines)
-        left = self._settings.max_size - self._size
+        left = self.settings.max_size - self._size
         count = 0
         for line in lines:
             left -= len(line)
@@ -124,7 +127,9 @@ class Sink:
             try:
                 size = os.write(self._fd, view)
             except BlockingIOError:  # somebody made the stream non-blocking; this thread may wait
-                select.select((), (self._fd,), ())
+                writable = select.poll()
+                writable.register(self._fd, select.POLLOUT)
+                writable.poll()
                 continue
             self._torn = view[size - 1] != 0x0A
             self._written += size - owed
@@ -133,22 +138,22 @@ class Sink:
 
     def _rotate(self) -> None:
         """access.log → access.log.1 → … ; the oldest of `keep` goes.  A file that cannot be renamed is written on."""
-        path = self._settings.to
+        path = self.settings.to
         assert isinstance(path, Path)
-        numbered = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, self._settings.keep + 1))]
+        numbered = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, self.settings.keep + 1))]
         try:
             for newer, older in reversed(list(pairwise(numbered))):
                 with suppress(FileNotFoundError):
                     newer.replace(older)
         except OSError as error:
             self._size = 0  # the next try is a whole `max_size` away
-            self.complain(f"not rotated: {error.strerror}")
+            self._complain(self.label, f"not rotated: {error.strerror}")
             return
         self.close()
 
     def close(self) -> None:
         """Close a file; a standard stream stays open."""
-        if self._fd is not None and isinstance(self._settings.to, Path):
+        if self._fd is not None and isinstance(self.settings.to, Path):
             os.close(self._fd)
             self._fd = None
 
@@ -166,14 +171,9 @@ class LogWriter:
     """Access and error log of one process.  The methods for lines never block and never raise."""
 
     def __init__(self, access: LogFile, error: LogFile) -> None:
-        self._format = ACCESS[access.format] if access.to != "off" else None
-        self._errors_on = error.to != "off"
-        self._error, self._remark = ERRORS[error.format]
-        self._sinks = {
-            "access": Sink(access, ACCESS_FIELDS, partial(self._complain, f"access log {access.to}")),
-            "error": Sink(error, ERROR_FIELDS, partial(self._complain, f"error log {error.to}")),
-        }
-        self._lines: deque[tuple[str, bytes]] = deque()
+        self._lines: deque[tuple[Sink, bytes]] = deque()
+        self._sinks: list[Sink] = []
+        self._retired: list[Sink] = []
         # Each number is written by one side only, so none of them needs a lock.
         self._bytes_in = 0  # the loop's
         self._overflowed = 0  # lines, the loop's
@@ -183,8 +183,24 @@ class LogWriter:
         self._reopen = threading.Event()
         self._stop = threading.Event()
         self._complained: dict[str, float] = {}
+        self.change(access, error)
         self._thread = threading.Thread(target=self._run, name="frontd-log", daemon=True)
         self._thread.start()
+
+    def change(self, access: LogFile, error: LogFile) -> None:
+        """Write to `access` and `error` from the next line on; the lines before it go where they were meant to go."""
+        self._format = ACCESS[access.format]
+        self._error, self._remark = ERRORS[error.format]
+        before = self._sinks
+        self._access_to = self._sink("access log", access, ACCESS_FIELDS)
+        self._error_to = self._sink("error log", error, ERROR_FIELDS)
+        self._sinks = [self._access_to, self._error_to]
+        self._retired += [sink for sink in before if sink not in self._sinks]
+        self._wake.set()
+
+    def _sink(self, name: str, settings: LogFile, fields: str) -> Sink:
+        standing = [sink for sink in self._sinks if sink.name == name and sink.settings == settings]
+        return standing[0] if standing else Sink(name, settings, fields, self._complain)
 
     @property
     def dropped(self) -> int:
@@ -193,23 +209,23 @@ class LogWriter:
 
     def exchange(self, exchange: Exchange, seconds: float, at: float) -> None:
         """The one line of an exchange, and one in the error log when it had a reason."""
-        if self._format is not None:
-            self._put("access", self._format(exchange, seconds, at))
-        if exchange.reason is not None and self._errors_on:
+        if self._access_to.is_on:
+            self._put(self._access_to, self._format(exchange, seconds, at))
+        if exchange.reason is not None and self._error_to.is_on:
             line = self._error(exchange.client, exchange.reason, exchange.detail, at, exchange, exchange.status)
-            self._put("error", line)
+            self._put(self._error_to, line)
 
     def connection(self, client: Client, reason: Reason, detail: str) -> None:
         """A connection that ended with a reason and without an exchange."""
-        if self._errors_on:
-            self._put("error", self._error(client, reason, detail, time.time()))
+        if self._error_to.is_on:
+            self._put(self._error_to, self._error(client, reason, detail, time.time()))
 
     def remark(self, text: str) -> None:
         """A message of the server itself (start, reload, audit)."""
-        if self._errors_on:
-            self._put("error", self._remark(text, time.time()))
+        if self._error_to.is_on:
+            self._put(self._error_to, self._remark(text, time.time()))
 
-    def _put(self, log: str, line: str) -> None:
+    def _put(self, sink: Sink, line: str) -> None:
         data = line.encode("utf-8", "replace")
         if len(data) >= MAX_LINE:  # a remark; everything else fits by its making
             data = data[: MAX_LINE - 1].decode("utf-8", "ignore").encode()
@@ -218,7 +234,7 @@ class LogWriter:
             self._overflowed += 1
             return
         self._bytes_in += cost
-        self._lines.append((log, data + b"\n"))
+        self._lines.append((sink, data + b"\n"))
         if not self._wake.is_set():
             self._wake.set()
 
@@ -236,7 +252,7 @@ class LogWriter:
     # --- the writer thread
 
     def _run(self) -> None:
-        self._open_all()  # a path that cannot be opened is told at once, not after the first request
+        self._open()  # a path that cannot be opened is told at once, not after the first request
         told = 0
         while True:
             self._wake.wait()
@@ -244,45 +260,48 @@ class LogWriter:
             self._wake.clear()
             if self._reopen.is_set():
                 self._reopen.clear()
-                self._close_all()
-                self._open_all()
+                self._close(self._sinks)
+            retired, self._retired = self._retired, []
             while self._lines:
                 self._write_batch()
+            self._close(retired)
+            self._open()
             if self._overflowed > told:
                 told = self._overflowed
                 self._complain("log buffer", "it was full")
             if self._stop.is_set() and not self._lines:
-                self._close_all()
+                self._close(self._sinks)
                 return
 
-    def _open_all(self) -> None:
-        for sink in self._sinks.values():
-            try:
-                sink.open()
-            except OSError as error:
-                sink.close()
-                sink.complain(error.strerror or str(error))
-
-    def _close_all(self) -> None:
-        for sink in self._sinks.values():
-            sink.close()
-
     def _write_batch(self) -> None:
-        batch: dict[str, deque[bytes]] = {}
+        batch: dict[Sink, deque[bytes]] = {}
         taken = 0
         for _ in range(min(len(self._lines), 1024)):
-            log, line = self._lines.popleft()
-            batch.setdefault(log, deque()).append(line)
+            sink, line = self._lines.popleft()
+            batch.setdefault(sink, deque()).append(line)
             taken += len(line) - 1 + OVERHEAD
-        for log, lines in batch.items():
-            sink = self._sinks[log]
+        for sink, lines in batch.items():
             try:
                 sink.write(lines)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._unwritten += len(lines)
-                sink.close()
-                sink.complain(error.strerror or str(error))
+                self._give_up(sink, error)
         self._bytes_out += taken  # only now: what is on its way out still takes room
+
+    def _open(self) -> None:
+        for sink in self._sinks:
+            try:
+                sink.open()
+            except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+                self._give_up(sink, error)
+
+    def _close(self, sinks: list[Sink]) -> None:
+        for sink in sinks:
+            sink.close()
+
+    def _give_up(self, sink: Sink, error: Exception) -> None:
+        sink.close()
+        self._complain(sink.label, getattr(error, "strerror", None) or str(error))
 
     def _complain(self, what: str, problem: str) -> None:
         """Say once a minute on stderr that lines are lost; nothing else can be done about a full disk here."""

@@ -4,11 +4,16 @@ Who may call: the kernel says who is at the other end of a Unix socket (SO_PEERC
 nobody else.  Every call that changes something is written to the log: who, what, what came of it.  The health listener
 on TCP, when configured, knows ``/livez`` and ``/readyz`` and nothing more.
 
-Invariant: a caller is bounded: one request head of 16 KiB, a body of 64 KiB that is thrown away, 10 s of patience.
+Invariants
+----------
+* A caller is bounded: a request head of 16 KiB, a body of 64 KiB that is thrown away, 10 s of patience; and there are
+  at most 64 callers at a time, the others wait in the backlog.
+* Whatever a caller does, and whatever goes wrong while it is answered, ends with its connection.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,15 +23,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import trio
 import yaml
 
 from frontd.config.effective import effective
 from frontd.config.load import Loaded
+from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
+from frontd.model.messages import Request
 from frontd.net.streams import Broken, Stream
 from frontd.net.traps import carry_task
 from frontd.pipeline.answers import PHRASES
@@ -37,6 +44,8 @@ from frontd.protocol.scan import WireLimits
 
 PATIENCE = 10.0  # s for a caller to send its request
 MAX_BODY = 65536
+MAX_CALLERS = 64
+BACKLOG = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +77,12 @@ def as_text(text: str, status: int = 200) -> Reply:
 
 
 Answerer = Callable[[str, str, dict[str, list[str]], Caller], Awaitable[Reply]]
+Fault = Callable[[str, Exception], None]
+STRANGER = Caller(0, -1, -1)  # at the other end of a TCP connection
 
 
 class Control:
-    """What the control socket answers for one front.  `read` reads the configuration again; None: there is nothing to read."""
+    """What the control socket answers for one front.  `read` reads the configuration again; None: there is nothing."""
 
     def __init__(self, front: Front, version: str, read: Callable[[], Loaded] | None) -> None:
         self.front = front
@@ -80,6 +91,9 @@ class Control:
 
     async def answer(self, method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
         """The reply to one request on the control socket."""
+        if not may_call(caller):
+            self.audit(f"{method} {path}", caller, "refused, wrong uid")
+            return as_json({"error": f"uid {caller.uid} may not use this socket; use frontd's own uid or root"}, 403)
         if path in ("/livez", "/readyz"):
             return await self.health(method, path, query, caller)
         if path == "/reload":
@@ -109,15 +123,22 @@ class Control:
         return as_text(self.front.state, 503)
 
     async def reload(self, caller: Caller) -> Reply:
+        """Reload on behalf of `caller`; 422 with every error when the old configuration stays."""
         if self.read is None:
+            self.audit("reload", caller, "refused, there is no file to read again")
             return as_json({"errors": ["this frontd was started without a file to read again"]}, 422)
         report = await self.front.reload(self.read)
-        outcome = "ok" if report.ok else "refused"
-        self.front.service.log.remark(f"audit: reload by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
+        self.audit("reload", caller, "ok" if report.ok else "refused")
         if not report.ok:
             return as_json({"errors": report.errors}, 422)
         generation = self.front.service.world.generation
         return as_json({"generation": generation, "changed": report.changed, "warnings": report.warnings})
+
+    def audit(self, what: str, caller: Caller, outcome: str) -> None:
+        """Write down who did what, and what came of it."""
+        self.front.service.log.remark(
+            f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}"
+        )
 
     def explain(self, url: str) -> Reply:
         try:
@@ -192,8 +213,15 @@ def bind_control(path: Path) -> socket.socket:
 
     Raises `OSError` when the path is taken by something else or by a frontd that lives.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        return _bound(path)
+    except OSError as error:
+        raise OSError(error.errno or errno.EINVAL, f"control socket {path}: {error.strerror or error}") from None
+
+
+def _bound(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         previous = os.umask(0o117)  # the mode is right from the first moment
@@ -201,28 +229,30 @@ def bind_control(path: Path) -> socket.socket:
             sock.bind(str(path))
         finally:
             os.umask(previous)
-        sock.listen(64)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except BaseException:
         sock.close()
-        raise OSError(error.errno, f"control socket {path}: {error.strerror or error}") from None
+        raise
     return sock
 
 
 def _remove_stale(path: Path) -> None:
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise FileExistsError(17, f"control socket {path}: the path is taken by something else")
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "the path is taken by something else")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except OSError:
+        except ConnectionRefusedError:  # the only answer that proves that nobody listens
             path.unlink(missing_ok=True)
             return
-    raise FileExistsError(17, f"control socket {path}: another frontd answers there (set control.socket)")
+        except BlockingIOError:  # somebody listens, and has a full backlog
+            pass
+    raise FileExistsError(errno.EADDRINUSE, "another frontd answers there (set control.socket)")
 
 
 def peer_of(sock: socket.socket) -> Caller:
@@ -236,61 +266,90 @@ def may_call(caller: Caller) -> bool:
     return caller.uid in (0, os.geteuid())
 
 
-async def serve_calls(listening: socket.socket, answerer: Answerer, *, checked: bool) -> None:
-    """Accept callers until cancelled; `checked` ones are refused unless `may_call`."""
+async def serve_calls(listening: socket.socket, answerer: Answerer, fault: Fault) -> None:
+    """Accept callers until cancelled; `fault` is told what went wrong inside `answerer`."""
+    free = trio.Semaphore(MAX_CALLERS)
     async with trio.open_nursery() as nursery:
         while True:
-            try:
-                sock, _ = listening.accept()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(listening)
-                continue
-            except OSError:
-                await trio.sleep(0.1)
-                continue
-            nursery.start_soon(carry_task, _serve_caller, sock, answerer, checked)
+            await free.acquire()
+            sock = await _accept(listening)
+            nursery.start_soon(carry_task, _serve_caller, sock, answerer, fault, free)
 
 
-async def _serve_caller(sock: socket.socket, answerer: Answerer, checked: bool) -> None:
+async def _accept(listening: socket.socket) -> socket.socket:
+    while True:
+        try:
+            return listening.accept()[0]
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listening)
+        except OSError:  # out of files: until others close
+            await trio.sleep(0.1)
+
+
+async def _serve_caller(sock: socket.socket, answerer: Answerer, fault: Fault, free: trio.Semaphore) -> None:
     stream = Stream(sock)
     try:
-        caller = peer_of(sock) if checked else Caller(0, -1, -1)
+        caller = peer_of(sock) if sock.family == socket.AF_UNIX else STRANGER
         http = ServerConnection()
-        while await _one_call(stream, http, answerer, caller, refused=checked and not may_call(caller)):
+        while await _one_call(stream, http, answerer, caller, fault):
             http.next_cycle()
         await stream.close_gracefully()
     except (Broken, FrontdError, OSError):
-        pass  # a caller that leaves or talks nonsense is its own affair
+        pass  # a caller that leaves or goes to sleep is its own affair
+    except Exception as error:  # the driver's net
+        fault("control socket", error)
     finally:
         stream.close_now()
+        free.release()
 
 
 async def _one_call(
-    stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, *, refused: bool
+    stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault
 ) -> bool:
     """Answer one request; whether another may follow."""
+    try:
+        request = await _read_request(stream, http)
+    except FrontdError as error:
+        if error.status == 0 or not http.has_bytes and error.reason is Reason.Timer_HeaderWait:
+            raise
+        reply = as_json({"error": error.detail or error.reason.sentence, "reason": error.reason.word}, error.status)
+        await _send(stream, http, reply, close=True)
+        return False
+    if request is None:
+        return False
+    try:
+        reply = await answerer(request.method, request.path, parse_qs(request.query or ""), caller)
+    except Exception as error:  # whatever it was, it must not touch what is being served
+        fault(f"control socket: {request.method} {request.path}", error)
+        reply = as_json({"error": f"something failed inside frontd ({type(error).__name__}); its error log says more"}, 500)
+    await _send(stream, http, reply)
+    return not http.must_close
+
+
+async def _read_request(stream: Stream, http: ServerConnection) -> Request | None:
+    """The next request, its body thrown away; None when the caller is done.  Raises `FrontdError` and `Broken`."""
     deadline = trio.current_time() + PATIENCE
     while (head := http.next_head(WireLimits())) is None:
         data = await stream.receive(deadline, Reason.Timer_HeaderWait)
         if not data:
-            return False
+            return None
         http.receive(data)
     size = 0
     while not isinstance(part := http.next_body(), End):
         size += len(part or b"")
         if size > MAX_BODY:
-            return False
+            raise FrontdError(Reason.EntityTooLarge)
         if part is None:
             http.receive(await stream.receive(deadline, Reason.Timer_EntityBody))
-    url = urlsplit(head.target.decode("latin-1"))
-    if refused:
-        reply = as_json({"error": f"uid {caller.uid} may not use this socket; use frontd's own uid or root"}, 403)
-    else:
-        reply = await answerer(head.method.decode(), url.path, parse_qs(url.query), caller)
+    return make_request(head)
+
+
+async def _send(stream: Stream, http: ServerConnection, reply: Reply, *, close: bool = False) -> None:
     headers = Headers.of((b"Content-Type", reply.content_type.encode()), (b"Content-Length", b"%d" % len(reply.body)))
-    out = http.send_head(reply.status, PHRASES.get(reply.status, b""), headers)
-    if head.method != b"HEAD":
+    out = http.send_head(reply.status, PHRASES.get(reply.status, b""), headers, close=close)
+    if http.head is None or http.head.method != b"HEAD":
         out += http.send_body(reply.body)
     stream.send_now(out + http.send_end())
     await stream.flush(PATIENCE, 1, Reason.Timer_MinBytesPerSecond)
-    return not http.must_close
+    if close:
+        await stream.close_gracefully()

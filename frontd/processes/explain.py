@@ -136,9 +136,9 @@ def _certificate(way: Way) -> str:
             known.append((label, read_certificate(certificate)))
         except Unusable as error:
             lost.append((label, f"it cannot be used: {error}"))
-    # RFC 6066 3: a literal address is never sent as a server name
+    # RFC 6066 3: a literal address is never sent as a server name; the address the client came to stands for it
     name = None if is_ip(way.host) else way.host
-    chosen, why = _by_name(known, name)
+    chosen, why = _by_name(known, way.host)
     if chosen is None:
         chosen, why = _default(way.config, known, name)
     lost += [(one[0], _why_not(one[1], name, chosen)) for one in known if one is not chosen]
@@ -158,9 +158,7 @@ def _certificate(way: Way) -> str:
 Known = tuple[str, CertificateFacts]
 
 
-def _by_name(known: list[Known], name: str | None) -> tuple[Known | None, str]:
-    if name is None:
-        return None, ""
+def _by_name(known: list[Known], name: str) -> tuple[Known | None, str]:
     for one in known:
         if name in one[1].hosts:
             return one, f"it names {name}"

@@ -127,6 +127,8 @@ class Front:
 
     def _swap(self, loaded: Loaded) -> list[str]:
         """Build the new world and put it in place; synchronous, so it happens between two steps of every connection."""
+        if self.state == "draining":
+            raise BuildProblem("frontd is shutting down")
         old, new = self.config, loaded.config
         for noun in FIXED:
             if getattr(old, noun) != getattr(new, noun):
@@ -143,9 +145,7 @@ class Front:
             raise
         previous, service.world = service.world, world
         if old.log != new.log:
-            finished, service.log = service.log, LogWriter(new.log.access, new.log.error)
-            service.log.dropped = finished.dropped
-            finished.close(0)  # its thread writes what it still has and ends by itself
+            service.log.change(new.log.access, new.log.error)
         for listener in self.listeners:
             if listener not in listeners:
                 listener.close()

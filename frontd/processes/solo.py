@@ -10,12 +10,12 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 
 import trio
 
 from frontd.config.load import Loaded
-from frontd.config.model import Listen
+from frontd.config.model import Health, Listen
 from frontd.lanes.listener import bind
 from frontd.processes.control import Control, bind_control, serve_calls
 from frontd.processes.front import Front
@@ -36,24 +36,22 @@ def run_front(
     """
     raise_file_limit()
     front = Front.open(loaded)
-    try:
-        control_socket = bind_control(loaded.config.control.socket)
-    except BaseException:
+    with ExitStack() as left:  # undone in reverse, however this ends
+        left.callback(lambda: front.service.log.close())  # a reload may have put another one in its place
         for listener in front.listeners:
-            listener.close()
-        front.service.log.close()
-        raise
-    try:
-        return trio.run(_main, front, control_socket, reload_from, ready, version, strict_exception_groups=True)
-    finally:
-        control_socket.close()
-        loaded.config.control.socket.unlink(missing_ok=True)
-        front.service.log.close()
+            left.callback(listener.close)
+        health = bind_health(loaded.config.health)
+        if health is not None:
+            left.enter_context(health)
+        control_socket = left.enter_context(bind_control(loaded.config.control.socket))
+        left.callback(loaded.config.control.socket.unlink, missing_ok=True)
+        return trio.run(_main, front, control_socket, health, reload_from, ready, version, strict_exception_groups=True)
 
 
 async def _main(
     front: Front,
     control_socket: socket.socket,
+    health: socket.socket | None,
     reload_from: Callable[[], Loaded] | None,
     ready: Callable[[str], None] | None,
     version: str,
@@ -61,22 +59,23 @@ async def _main(
     control = Control(front, version, reload_from)
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            health = bind_health(front)
             await nursery.start(front.run)
-            nursery.start_soon(partial(serve_calls, control_socket, control.answer, checked=True))
+            nursery.start_soon(serve_calls, control_socket, control.answer, front.service.log_fault)
             if health is not None:
-                nursery.start_soon(partial(serve_calls, health, control.health, checked=False))
+                nursery.start_soon(serve_calls, health, control.health, front.service.log_fault)
             gc.collect()
             gc.freeze()
             if ready is not None:
                 sites = len(front.config.sites)
                 ready(f"frontd ready: {', '.join(front.addresses())} ({sites} site{'s' if sites != 1 else ''})")
+            ending = False
             async for number in signals:
                 if number == signal.SIGHUP:
                     nursery.start_soon(reload_by_signal, front, reload_from)
                 elif number == signal.SIGUSR1:
                     front.service.log.reopen()
-                elif front.state != "draining":
+                elif not ending:
+                    ending = True
                     nursery.start_soon(drain_and_stop, front, nursery)
                 else:
                     nursery.cancel_scope.cancel()
@@ -93,13 +92,15 @@ async def reload_by_signal(front: Front, reload_from: Callable[[], Loaded] | Non
     """Reload and remark in the log how it went: a signal has nobody to answer to."""
     if reload_from is None:
         front.service.log.remark("SIGHUP: this frontd was started without a file to read again")
-    else:
+        return
+    try:
         await front.reload(reload_from)
+    except Exception as error:  # a fault of ours in reading or building: what serves goes on
+        front.service.log_fault("reload", error)
 
 
-def bind_health(front: Front) -> socket.socket | None:
+def bind_health(health: Health | None) -> socket.socket | None:
     """The listening socket of ``health.listen``.  Raises `OSError`."""
-    health = front.config.health
     if health is None:
         return None
     address, port = health.listen

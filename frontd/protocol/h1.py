@@ -134,7 +134,7 @@ class ServerConnection:
     @property
     def has_bytes(self) -> bool:
         """Whether bytes of a next message have arrived; the empty line that old clients send behind a body is none."""
-        return self._buffer not in (b"", b"\r", b"\r\n")
+        return bytes(self._buffer[:3]) not in (b"", b"\r", b"\r\n")
 
     def next_head(self, limits: WireLimits) -> RequestHead | None:
         """The next request head, or None for "need more".  Raises `FrontdError`."""
@@ -336,7 +336,7 @@ class ClientConnection:
         return _Body(head.content_length, None)
 
     def next_body(self) -> bytes | End | None:
-        """The next part of the response body, `End`, or None for "need more".  Raises `FrontdError`, ``BadUpstreamBody``."""
+        """The next part of the response body, `End`, or None for "need more".  Raises `FrontdError`."""
         assert self._body is not None
         try:
             return _read_body(self._h11, self._body, self._buffer, self.ended)
@@ -345,7 +345,7 @@ class ClientConnection:
 
     @property
     def reusable(self) -> bool:
-        """Whether the exchange is over, both sides keep the connection and nothing unasked arrived behind the answer."""
+        """Whether the exchange is over, both sides keep the connection and nothing unasked came behind the answer."""
         both = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
         return both and not self._buffer and not self.ended
 

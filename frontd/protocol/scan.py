@@ -50,8 +50,8 @@ CHUNKS_AT_ONCE = 256  # 64 KiB of one-byte chunks would keep everybody else wait
 
 @dataclass(frozen=True, slots=True)
 class WireLimits:
-    """Sizes in bytes, `max_fields` a count.  Defaults are HTTP.sys's MaxRequestBytes and MaxFieldLength; a field count has
-    no HTTP.sys limit, 200 is twice what Apache allows by default (LimitRequestFields 100)."""
+    """Sizes in bytes, `max_fields` a count.  Defaults are HTTP.sys's MaxRequestBytes and MaxFieldLength; HTTP.sys does
+    not limit the field count, 200 is twice what Apache allows by default (LimitRequestFields 100)."""
 
     max_head: int = 16384
     max_field: int = 16384
@@ -118,8 +118,10 @@ def _head_too_long(limits: WireLimits) -> FrontdError:
 
 
 def _certain_error(buffer: bytearray, start: int, limits: WireLimits) -> int | None:
-    """Where an incomplete head is wrong whatever follows.  Bytes beyond the limit are not looked at, so that the verdict
-    does not depend on how many of them came at once."""
+    """Where an incomplete head is wrong whatever follows.
+
+    Bytes beyond the limit are not looked at, so that the verdict does not depend on how many of them came at once.
+    """
     found = _CERTAIN_ERROR.search(buffer, max(0, start - 2), limits.max_head)
     return None if found is None else found.start()
 

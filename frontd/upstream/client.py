@@ -14,7 +14,6 @@ Invariants
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import ssl
@@ -67,7 +66,7 @@ class Dialect:
 
 
 class Upstream:
-    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is in seconds of trio's clock."""
+    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is a time on trio's clock."""
 
     __slots__ = ("http", "idle_since", "stream", "uses")
 
@@ -112,7 +111,10 @@ class Upstream:
             raise UpstreamGone(str(error)) from None
 
     async def flush(self, stall: float) -> None:
-        """Wait until everything is sent.  Raises `UpstreamGone`, and ``Timer_Response`` when nothing moves for `stall` seconds."""
+        """Wait until everything is sent.
+
+        Raises `UpstreamGone`, and `FrontdError` with ``Timer_Response`` when nothing moves for `stall` seconds.
+        """
         try:
             await self.stream.flush(stall, 1, Reason.Timer_Response)
         except Broken as error:
@@ -142,9 +144,11 @@ async def connect(address: Address, dialect: Dialect, timeout: float) -> Upstrea
     except trio.TooSlowError:
         raise ConnectFailed(f"no connection within {timeout:g} s") from None
     except UntrustedUpstream as error:
-        raise ConnectFailed(f"its certificate is not trusted: {error}", Reason.UpstreamTls) from None
+        raise ConnectFailed(str(error), Reason.UpstreamTls) from None
     except Broken as error:
-        raise ConnectFailed(f"TLS failed: {error}") from None  # an app that restarts looks like this too
+        raise ConnectFailed(str(error)) from None  # an app that restarts looks like this too
+    except BlockingIOError:  # Unix only
+        raise ConnectFailed("its backlog is full", busy=True) from None
     except OSError as error:
         # trio's text repeats the address; the bare one of the errno is what people know
         raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error)) from None
@@ -161,12 +165,12 @@ async def _connect_tcp(address: Address) -> socket.socket:
 
 
 async def _connect_unix(address: Address) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    code = sock.connect_ex(address.host)
-    if code:
-        sock.close()
-        text = "its backlog is full" if code == errno.EAGAIN else os.strerror(code)
-        raise OSError(code, text)
     await trio.lowlevel.checkpoint()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address.host)  # trio's connect would take EAGAIN for "in progress"
+    except BaseException:
+        sock.close()
+        raise
     return sock

@@ -15,6 +15,7 @@ Invariants
 * ``place.active`` is the number of leases on it: each `Lease` is ended exactly once, by `give_back` or `discard`.
 * Nobody overtakes the queue: while it is not empty, `lease_nowait` answers None.
 * A name that does not resolve, or no longer does, is not an error: its requests wait.
+* An app without a trusted certificate is not waited for: when there are only such, ``UpstreamTls`` is answered at once.
 * State outlives configuration: a pool whose configuration is unchanged keeps everything over a reload.
 """
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
@@ -104,18 +105,15 @@ class Pool:
         self.settings = settings
         self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit)
         self.places: list[Place] = []
-        self.lookup_error = ""
         self._turn = 0
         self._work = trio.Event()
         self._retired = False
-        self._next_lookup = 0.0
-        self._lookup_backoff = BACKOFF_FIRST
         self._known: dict[Target, list[Address]] = {}
-        self._spawn: Callable[[Place], None] | None = None
+        self._lookup_errors: dict[Target, str] = {}
         for target in settings.targets:
             if (address := literal_address(target)) is not None:
                 self._known[target] = [address]
-        self._names = [target for target in settings.targets if target not in self._known]
+        self._names = [target for target in dict.fromkeys(settings.targets) if target not in self._known]
         self._update_places()
 
     def __repr__(self) -> str:
@@ -129,17 +127,15 @@ class Pool:
             return None
         place = choose(self.places, self._turn, self.settings.concurrency)
         upstream = self._idle_of(place) if place is not None else None
-        if place is None or upstream is None:
-            return None
-        self._turn += 1
-        return Lease(self, place, upstream)
+        return self._lease_on(place, upstream) if place is not None and upstream is not None else None
 
     def _take(self) -> Lease | None:
         place = choose(self.places, self._turn, self.settings.concurrency)
-        if place is None:
-            return None
-        self._turn += 1
-        return Lease(self, place, self._idle_of(place))
+        return self._lease_on(place, self._idle_of(place)) if place is not None else None
+
+    def _lease_on(self, place: Place, upstream: Upstream | None) -> Lease:
+        self._turn = self.places.index(place) + 1  # counted from the place taken, so that one that is out favours none
+        return Lease(self, place, upstream)
 
     def _idle_of(self, place: Place) -> Upstream | None:
         while place.idle:
@@ -187,10 +183,12 @@ class Pool:
             self._dispatch()
 
     def _connect_failed(self, lease: Lease, error: ConnectFailed) -> None:
-        lease.place.failed(str(error), trio.current_time())
-        lease.place.close_idle()
+        place = lease.place
+        if not place.is_out:  # connects that fail together are one failure: the back-off counts tries, not requests
+            place.failed(error, trio.current_time())
+            self._work.set()
+        place.close_idle()
         lease.discard()
-        self._work.set()
 
     def app_gone(self, lease: Lease) -> None:
         """A connection ended without an answer: its idle siblings are as dead."""
@@ -211,6 +209,7 @@ class Pool:
         while True:
             lease = self._take() if not len(self.queue) else None
             if lease is None:
+                self._refuse_untrusted()
                 if first:
                     self.queue.check_room()
                     first = False
@@ -224,8 +223,6 @@ class Pool:
                 lease.upstream = await connect(lease.place.address, lease.place.dialect, connect_timeout)
             except ConnectFailed as error:
                 self._connect_failed(lease, error)
-                if error.reason is not None:
-                    raise FrontdError(error.reason, detail=f"{lease.place.address}: {error}") from None
                 first = False
                 continue
             except BaseException:
@@ -236,38 +233,48 @@ class Pool:
             self._dispatch()
             return lease
 
+    def _refuse_untrusted(self) -> None:
+        """Raises `FrontdError` when waiting cannot help: no place but those whose certificate is not trusted."""
+        reasons = [place.reason for place in self.places if place.is_out and place.reason is not None]
+        if reasons and len(reasons) == len(self.places):
+            raise FrontdError(reasons[0], detail=self._errors())
+
     def _waited_out(self) -> FrontdError:
-        reachable = [place for place in self.places if place.state != "down"]
-        wait = self.settings.queue_wait
-        if reachable:
+        self._refuse_untrusted()
+        if any(place.state != "down" for place in self.places):
+            wait = self.settings.queue_wait
             return FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {wait:g} s", retry_after=1)
-        errors = "; ".join(f"{place.address}: {place.error}" for place in self.places) or self.lookup_error
-        return FrontdError(Reason.AppOffline, detail=errors or "no address", retry_after=5)
+        return FrontdError(Reason.AppOffline, detail=self._errors() or "no address", retry_after=5)
+
+    def _errors(self) -> str:
+        places = [f"{place.address}: {place.error}" for place in self.places if place.error]
+        return "; ".join([*places, *self._lookup_errors.values()])
 
     async def run(self) -> None:
         """Look names up, probe what is down, close what is idle too long; until `retire` and the last lease."""
         try:
             await self._run()
         finally:
+            self._retired = True  # what is given back from here on has nobody to look after it
             for place in self.places:
                 place.close_idle()
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            if self._names:
-                nursery.start_soon(self._keep_looking_up)
+            for target in self._names:
+                nursery.start_soon(self._keep_looking_up, target)
             while not (self._retired and not any(place.active for place in self.places) and not len(self.queue)):
                 now = trio.current_time()
                 self._close_idle(now)
                 for place in self.places:
-                    if place.state == "down" and not place.probing and place.retry_at <= now:
+                    if place.is_out and not place.probing and place.retry_at <= now:
                         place.probing = True
                         nursery.start_soon(self._probe, place)
                 await self._wait_for_work(now)
             nursery.cancel_scope.cancel()
 
     async def _wait_for_work(self, now: float) -> None:
-        times = [place.retry_at for place in self.places if place.state == "down" and not place.probing]
+        times = [place.retry_at for place in self.places if place.is_out and not place.probing]
         with trio.CancelScope(deadline=min([now + SWEEP, *times])):
             await self._work.wait()
         self._work = trio.Event()
@@ -279,11 +286,11 @@ class Pool:
                 place.idle.popleft().stream.close_now()
 
     async def _probe(self, place: Place) -> None:
-        """Try to connect to a place that is down; a success puts it back and keeps the connection."""
+        """Try to connect to a place that is out; a success puts it back and keeps the connection."""
         try:
             upstream = await connect(place.address, place.dialect, self.settings.connect)
         except ConnectFailed as error:
-            place.failed(str(error), trio.current_time())
+            place.failed(error, trio.current_time())
         else:
             place.succeeded()
             if self._keeps(place):
@@ -296,33 +303,32 @@ class Pool:
             place.probing = False
             self._work.set()
 
-    async def _keep_looking_up(self) -> None:
-        """Look the names up at once, then every `resolve` seconds; sooner while nothing can be reached."""
+    async def _keep_looking_up(self, target: Target) -> None:
+        """Look a name up at once, then every `resolve` seconds; sooner while nothing of it can be reached."""
+        backoff = BACKOFF_FIRST
         while True:
-            await self._look_up()
-            if any(place.state != "down" for place in self.places):
-                self._lookup_backoff = BACKOFF_FIRST
-                await trio.sleep(self._until_next_lookup())
+            await self._look_up(target)
+            reachable = [place.state != "down" for place in self.places if place.target == target.text]
+            if any(reachable):
+                backoff = BACKOFF_FIRST
+                await trio.sleep(self.settings.resolve if all(reachable) else min(BACKOFF_LAST, self.settings.resolve))
             else:
-                await trio.sleep(self._lookup_backoff)
-                self._lookup_backoff = min(self._lookup_backoff * 2, BACKOFF_LAST)
+                await trio.sleep(backoff)
+                backoff = min(backoff * 2, BACKOFF_LAST)
 
-    def _until_next_lookup(self) -> float:
-        down = any(place.state == "down" for place in self.places)
-        return min(BACKOFF_LAST, self.settings.resolve) if down else self.settings.resolve
-
-    async def _look_up(self) -> None:
-        for target in self._names:
-            try:
-                with trio.fail_after(self.settings.connect):
-                    found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError, trio.TooSlowError) as error:
-                self.lookup_error = f"{target.host} does not resolve: {getattr(error, 'strerror', None) or 'no answer'}"
-                # What still works stays; what is down besides is forgotten, so that its next address is a new start.
-                up = {place.address for place in self.places if place.state != "down"}
-                self._known[target] = [a for a in self._known.get(target, []) if a in up]
-            else:
-                self._known[target] = list(dict.fromkeys(Address(str(info[4][0]), target.port) for info in found))
+    async def _look_up(self, target: Target) -> None:
+        try:
+            with trio.fail_after(self.settings.connect):
+                found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError, trio.TooSlowError) as error:
+            why = getattr(error, "strerror", None) or "no answer"
+            self._lookup_errors[target] = f"{target.host} does not resolve: {why}"
+            # What still works stays; what is down besides is forgotten, so that its next address is a new start.
+            alive = {place.address for place in self.places if place.state != "down"}
+            self._known[target] = [address for address in self._known.get(target, []) if address in alive]
+        else:
+            self._lookup_errors.pop(target, None)
+            self._known[target] = list(dict.fromkeys(Address(str(info[4][0]), target.port) for info in found))
         self._update_places()
 
     def retire(self) -> None:
@@ -332,25 +338,24 @@ class Pool:
 
     def status(self) -> list[dict[str, object]]:
         """One row for each place, for `frontd status`."""
-        rows: list[dict[str, object]] = []
-        for place in self.places:
-            rows.append(
-                {
-                    "target": place.target,
-                    "address": str(place.address),
-                    "state": place.state,
-                    "active": place.active,
-                    "idle": len(place.idle),
-                    "concurrency": self.settings.concurrency,
-                    "error": place.error,
-                }
-            )
+        rows: list[dict[str, object]] = [
+            {
+                "target": place.target,
+                "address": str(place.address),
+                "state": place.state,
+                "active": place.active,
+                "idle": len(place.idle),
+                "concurrency": self.settings.concurrency,
+                "error": place.error,
+            }
+            for place in self.places
+        ]
         resolved = {place.target for place in self.places}
         for target in self._names:
             if target.text not in resolved:
                 row: dict[str, object] = dict.fromkeys(("active", "idle"), 0)
                 row |= {"target": target.text, "address": "-", "state": "unresolved"}
-                row |= {"concurrency": self.settings.concurrency, "error": self.lookup_error}
+                row |= {"concurrency": self.settings.concurrency, "error": self._lookup_errors.get(target, "")}
                 rows.append(row)
         return rows
 

@@ -64,10 +64,12 @@ class Names(trio.abc.HostnameResolver):
         self.silent: set[str] = set()  # names that are never answered
         trio.socket.set_custom_hostname_resolver(self)
 
-    async def getaddrinfo(  # type: ignore[override]
-        self, host: bytes | None, port: bytes | str | int | None, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
-    ) -> list[tuple[Any, ...]]:
-        name = host.decode() if isinstance(host, bytes) else str(host)
+    def times(self, name: str) -> list[float]:
+        """When `name` was asked for."""
+        return [when for when, asked in self.asked if asked == name]
+
+    async def getaddrinfo(self, host: Any, port: Any, *rest: int, **flags: int) -> list[tuple[Any, ...]]:
+        name = str(host, "ascii") if isinstance(host, bytes) else str(host)
         self.asked.append((trio.current_time(), name))
         await trio.lowlevel.checkpoint()
         if name in self.silent:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from frontd.model.errors import FrontdError, Reason
 from frontd.upstream.pool import IDLE_PER_PLACE, Lease, Pool
-from tests.upstream.parts import CONNECT, Connects, ask, running, settings, take, target
-from tests.wire import App, app, free_port, settled
+from tests.upstream.parts import Connects, ask, running, settings, take, target
+from tests.wire import OK, Line, app, free_port, settled
 
 # ---------------------------------------------------------------------------------------------------- the choice
 
@@ -82,10 +83,7 @@ async def test_the_youngest_connection_is_used_first_and_the_old_ones_end(autoju
 
 
 async def test_a_connection_that_the_app_has_closed_is_not_handed_out() -> None:
-    async def once(line: object) -> None:
-        from tests.wire import OK, Line
-
-        assert isinstance(line, Line)
+    async def once(line: Line) -> None:
         await line.head()
         await line.send(OK)
 
@@ -93,23 +91,25 @@ async def test_a_connection_that_the_app_has_closed_is_not_handed_out() -> None:
         await ask(await take(pool))
         await settled()
         lease = await take(pool)
+        await settled()
         assert lease.is_fresh
         assert it.connections == 2
         lease.discard()
 
 
 async def test_a_connection_with_unasked_bytes_is_not_handed_out() -> None:
-    from tests.wire import OK, Line
+    more = trio.Event()
 
     async def chatty(line: Line) -> None:
         await line.head()
         await line.send(OK)
-        await trio.testing.wait_all_tasks_blocked()
+        await more.wait()
         await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
         await line.read()
 
     async with app(chatty) as it, running(Pool(settings(target("127.0.0.1", it.port)))) as pool:
         await ask(await take(pool))
+        more.set()
         await settled()
         lease = await take(pool)
         assert lease.is_fresh
@@ -171,13 +171,13 @@ async def test_who_failed_to_connect_is_not_overtaken_by_who_waits(autojump_cloc
                 lease.discard()
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(one, "first")  # takes the dead place; its connect is refused
-                nursery.start_soon(one, "second")
-                await trio.sleep(0.01)
+                nursery.start_soon(one, "first")  # takes the dead place …
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(one, "second")  # … this one goes straight into the queue …
+                await trio.sleep(0.01)  # … and the connect of the first is refused
                 assert len(pool.queue) == 2
                 busy.discard()
-            assert sorted(order) == ["first", "second"]
-            assert order[0] == "first"
+            assert order == ["first", "second"]
 
 
 async def test_a_full_queue_refuses_at_once(autojump_clock: object) -> None:
@@ -255,7 +255,7 @@ async def test_the_wait_counts_from_the_first_try(autojump_clock: object) -> Non
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(come_and_hold)
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             lease = await take(pool)  # stood first in the queue
             lease.discard()
             with pytest.raises(FrontdError) as caught:
@@ -316,6 +316,7 @@ async def test_the_connection_of_the_probe_serves_the_first_who_waits(autojump_c
             await take(pool)
         async with app(port=port) as it:
             lease = await take(pool)
+            await settled()
             assert it.connections == 1
             assert lease.is_fresh
             await ask(lease)
@@ -340,8 +341,6 @@ async def test_a_success_resets_the_back_off(autojump_clock: object) -> None:
 
 async def test_an_app_that_swallows_connects_costs_the_connect_timeout_once(autojump_clock: object) -> None:
     """A full backlog drops SYNs on TCP: the first request finds out, the others wait without trying."""
-    import socket
-
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -381,9 +380,8 @@ async def test_a_retired_pool_ends_with_its_last_lease(autojump_clock: object) -
             assert not pool.places[0].idle
             await ask(lease)
             assert not pool.places[0].idle  # not kept any more
-            with trio.fail_after(2):
-                while nursery.child_tasks:
-                    await trio.sleep(0.1)
+            await trio.sleep(2)
+            assert not nursery.child_tasks
 
 
 async def test_a_retired_pool_serves_those_who_wait(autojump_clock: object) -> None:
@@ -425,7 +423,8 @@ async def test_what_is_given_back_after_the_end_is_closed() -> None:
 async def test_status_tells_what_is(autojump_clock: object) -> None:
     port = free_port()
     async with app() as it:
-        async with running(Pool(settings(target("127.0.0.1", it.port), target("127.0.0.1", port), concurrency=4))) as pool:
+        places = (target("127.0.0.1", it.port), target("127.0.0.1", port))
+        async with running(Pool(settings(*places, concurrency=4))) as pool:
             lease = await take(pool)
             await ask(await take(pool))
             row, dead = pool.status()

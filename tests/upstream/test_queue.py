@@ -12,7 +12,10 @@ from tests.wire import settled
 FOREVER = float("inf")
 
 
-async def wait(queue: RequestQueue[str], number: int, got: list[tuple[int, str | None]], deadline: float = FOREVER) -> None:
+Got = list[tuple[int, str | None]]
+
+
+async def wait(queue: RequestQueue[str], number: int, got: Got, deadline: float = FOREVER) -> None:
     """A waiter that notes what it was given."""
     got.append((number, await queue.wait(number, trio.current_time(), deadline, returned.append)))
 
@@ -27,7 +30,7 @@ def _nothing_returned() -> None:
 
 async def test_first_come_first_served() -> None:
     queue: RequestQueue[str] = RequestQueue(10)
-    got: list[tuple[int, str | None]] = []
+    got: Got = []
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(wait, queue, queue.draw(), got)
@@ -41,7 +44,7 @@ async def test_first_come_first_served() -> None:
 
 async def test_who_comes_back_stands_where_its_number_says() -> None:
     queue: RequestQueue[str] = RequestQueue(10)
-    got: list[tuple[int, str | None]] = []
+    got: Got = []
     early = queue.draw()
     async with trio.open_nursery() as nursery:
         for _ in range(2):
@@ -91,7 +94,7 @@ async def test_longest_is_the_age_of_the_first(autojump_clock: object) -> None:
 
 async def test_what_was_given_to_one_who_leaves_comes_back() -> None:
     queue: RequestQueue[str] = RequestQueue(2)
-    got: list[tuple[int, str | None]] = []
+    got: Got = []
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
 
@@ -110,7 +113,7 @@ async def test_what_was_given_to_one_who_leaves_comes_back() -> None:
 
 async def test_given_and_cancelled_in_one_moment_is_not_lost() -> None:
     queue: RequestQueue[str] = RequestQueue(2)
-    got: list[tuple[int, str | None]] = []
+    got: Got = []
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
 
@@ -127,7 +130,7 @@ async def test_given_and_cancelled_in_one_moment_is_not_lost() -> None:
 
 async def test_given_at_the_deadline_is_kept(autojump_clock: object) -> None:
     queue: RequestQueue[str] = RequestQueue(2)
-    got: list[tuple[int, str | None]] = []
+    got: Got = []
     end = trio.current_time() + 5
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait, queue, 1, got, end)
