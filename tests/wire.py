@@ -222,6 +222,10 @@ async def front(text: str, state: Path) -> AsyncIterator[Stage]:
                 for line in stage.lines:
                     await trio.aclose_forcefully(line.stream)
             nursery.cancel_scope.cancel()
+        for pool in it.pools.values():  # whatever was played: nothing is held any more
+            assert not len(pool.queue), pool
+            assert not any(place.active or place.idle for place in pool.places), pool
+        assert not it.service.connections
     finally:
         it.service.log.close()
 

@@ -93,6 +93,14 @@ class Connection:
         if self.scope is not None and not (self.down is not None and self.down.tunnelled):
             self.scope.cancel()
 
+    def end(self) -> None:
+        """Close at once; an answer that is not whole by a reset, so that nobody takes its end for the end."""
+        http, stream = self.http, self.stream
+        if stream.pending or (http.answered and not http.answer_complete):
+            stream.abort()
+        else:
+            stream.close_now()
+
     def end_when_idle(self) -> None:
         """Shutting down: an idle connection ends now, a busy one after its answer."""
         if self.idle is not None:
@@ -119,7 +127,7 @@ async def handle(sock: socket.socket, client: Client, door: Door, service: Servi
         service.leave(connection)
         if connection.state is not None:
             connection.state.connections -= 1
-        connection.stream.close_now()
+        connection.end()
 
 
 async def refuse_at_door(sock: socket.socket) -> None:
@@ -138,22 +146,21 @@ async def refuse_at_door(sock: socket.socket) -> None:
 
 
 async def converse(connection: Connection) -> None:
-    """The first bytes, then one request after the other.  Raises `FrontdError` and `Broken` for whatever ends it early."""
-    timeouts = connection.service.world.timeouts
-    deadline = trio.current_time() + timeouts.header_wait
+    """The first bytes, then one request after the other.
+
+    Raises `FrontdError` and `Broken` for whatever ends it early.
+    """
+    deadline = trio.current_time() + connection.service.world.timeouts.header_wait
     if connection.door.proxy_protocol:
         await read_proxy(connection, deadline)
     if not await open_stream(connection, deadline):
         return
     stream = connection.stream
-    first = True
     requests = 0
     while True:
-        began = deadline if first else trio.current_time() + timeouts.idle_connection
-        head = await next_head(connection, stream, began)
+        head = await next_head(connection, stream, deadline)
         if head is None or not await answer(connection, stream, head):
             return
-        first = False
         requests += 1
         if requests % PIPELINED_IN_A_ROW == 0:  # a client with a long pipeline leaves the others their turn
             await trio.lowlevel.checkpoint()
@@ -208,31 +215,28 @@ async def open_stream(connection: Connection, deadline: float) -> bool:
 async def next_head(connection: Connection, stream: Stream, deadline: float) -> RequestHead | None:
     """The next request head; None when the client is done or was refused.
 
-    Until the first byte the connection is idle; from then on the header wait runs (for the first request: from accept).
+    The first head has until `deadline`, counted from accept.  Before the later ones the connection may be idle; from
+    their first byte on the header wait runs.  Both timers are those of the site the connection was last used for.
     """
-    http, service = connection.http, connection.service
-    world = service.world
+    http, last = connection.http, connection.down
+    wire = connection.service.world.wire
     idle = not http.has_bytes
-    fresh = connection.down is None
+    if last is not None:
+        deadline = trio.current_time() + (last.timeouts.idle_connection if idle else last.timeouts.header_wait)
     try:
-        while (head := http.next_head(world.wire)) is None:
-            reason = Reason.Timer_ConnectionIdle if idle else Reason.Timer_HeaderWait
-            with trio.CancelScope() as connection.idle:
-                if idle and service.draining:
-                    connection.idle.cancel()
-                data = await stream.receive(deadline, reason)
-            ended = connection.idle.cancelled_caught
-            connection.idle = None
-            if ended:
-                await stream.close_gracefully()
-                return None
+        while (head := http.next_head(wire)) is None:
+            if idle:
+                reason = Reason.Timer_HeaderWait if last is None else Reason.Timer_ConnectionIdle
+                data = await receive_idle(connection, stream, deadline, reason)
+            else:
+                data = await stream.receive(deadline, Reason.Timer_HeaderWait)
             if not data:
                 if idle:
                     await stream.close_gracefully()
                     return None
                 raise FrontdError(Reason.Connection_Dropped, detail="the connection ended inside a request head")
-            if idle and not fresh:
-                deadline = trio.current_time() + world.timeouts.header_wait
+            if idle and last is not None:
+                deadline = trio.current_time() + last.timeouts.header_wait
             idle = False
             http.receive(data)
     except Broken:
@@ -240,8 +244,7 @@ async def next_head(connection: Connection, stream: Stream, deadline: float) -> 
             return None
         raise
     except FrontdError as error:
-        connection.idle = None
-        if error.reason is Reason.Timer_ConnectionIdle:
+        if idle:  # nothing was asked, so nothing is answered
             await stream.close_gracefully()
             raise
         if error.status == 0:
@@ -249,6 +252,18 @@ async def next_head(connection: Connection, stream: Stream, deadline: float) -> 
         await refuse_head(connection, stream, error)
         return None
     return head
+
+
+async def receive_idle(connection: Connection, stream: Stream, deadline: float, reason: Reason) -> bytes:
+    """The first bytes of a request; ``b""`` at the end of the stream, and when a shutdown ends the wait."""
+    with trio.CancelScope() as connection.idle:
+        try:
+            if connection.service.draining:
+                connection.idle.cancel()
+            return await stream.receive(deadline, reason)
+        finally:
+            connection.idle = None
+    return stream.receive_now() or b""  # what has arrived meanwhile is a request like any other
 
 
 async def refuse_head(connection: Connection, stream: Stream, error: FrontdError) -> None:
@@ -355,14 +370,15 @@ def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, s
 async def settle(connection: Connection, stream: Stream, down: H1Downstream) -> bool:
     """After an exchange: keep the connection, end it so that its answer arrives, or cut it."""
     http = connection.http
-    if down.tunnelled or not http.answered:
-        stream.close_now()
-        return False
-    if not http.answer_complete or stream.pending:
-        stream.abort()
+    if down.tunnelled or not http.answer_complete or stream.pending:
+        connection.end()
         return False
     if not http.body_complete and not http.waits_for_100 and not http.closes_after_answer:
-        await down.drain_body(DRAINED_BODY)
+        try:
+            await down.drain_body(DRAINED_BODY)
+        except FrontdError:
+            await stream.close_gracefully()  # the answer is whole and may still be on its way
+            raise
     if http.must_close:
         await stream.close_gracefully()
         return False

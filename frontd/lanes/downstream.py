@@ -61,7 +61,7 @@ class H1Downstream:
     async def receive_body(self) -> bytes | End:
         while (part := self.http.next_body()) is None:
             self._tell_to_continue()
-            await self._receive(Reason.Timer_EntityBody, self.timeouts.entity_body)
+            await self._receive(trio.current_time() + self.timeouts.entity_body, Reason.Timer_EntityBody)
         return self._count(part)
 
     async def drain_body(self, limit: int) -> bool:
@@ -69,18 +69,19 @@ class H1Downstream:
 
         Raises `FrontdError` with ``Timer_DrainEntityBody`` or what else ends it.
         """
+        deadline = trio.current_time() + self.timeouts.drain_entity_body  # for all of it, as in HTTP.sys
         left = limit
         while not isinstance(part := self.http.next_body(), End):
             left -= len(part or b"")
             if left < 0:
                 return False
             if part is None:
-                await self._receive(Reason.Timer_DrainEntityBody, self.timeouts.drain_entity_body)
+                await self._receive(deadline, Reason.Timer_DrainEntityBody)
         return True
 
-    async def _receive(self, reason: Reason, seconds: float) -> None:
+    async def _receive(self, deadline: float, reason: Reason) -> None:
         try:
-            data = await self.stream.receive(trio.current_time() + seconds, reason)
+            data = await self.stream.receive(deadline, reason)
         except Broken as error:
             raise self._gone(error) from None
         self.http.receive(data)
@@ -103,8 +104,8 @@ class H1Downstream:
     def can_answer(self) -> bool:
         return not self.http.answered and not self.tunnelled
 
-    def inform(self, status: int, headers: Headers) -> None:
-        self._send(self.http.send_information(status, headers))
+    def inform(self, status: int, headers: Headers) -> bool:
+        return self._send(self.http.send_information(status, headers))
 
     def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None:
         self._head = self.http.send_head(status, reason, headers, close=close or self.closes)
@@ -136,7 +137,7 @@ class H1Downstream:
             raise self._gone(error) from None
 
     def begin_tunnel(self, headers: Headers) -> tuple[Stream, bytes]:
-        """Answer 101; returns the stream, which now belongs to the tunnel, and what the client sent behind its request."""
+        """Answer 101; returns the stream, which now belongs to the tunnel, and what the client sent behind its head."""
         data = self.http.send_information(101, headers)
         self.tunnelled = True
         self._send(data)

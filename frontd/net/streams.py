@@ -196,10 +196,8 @@ class Stream:
         sock = self.sock
         try:
             if isinstance(sock, ssl.SSLSocket):
-                try:
+                with suppress(OSError, ValueError):  # SSLWantRead is normal: the peer's close_notify is not waited for
                     sock.unwrap()
-                except (ssl.SSLError, OSError, ValueError):
-                    pass  # WantRead is the normal case: the peer's close_notify is not waited for
             # not SSLSocket.shutdown, which would forget the TLS object while the peer may still be talking
             socket.socket.shutdown(sock, socket.SHUT_WR)
         except OSError:

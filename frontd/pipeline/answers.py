@@ -76,7 +76,10 @@ def wanted_type(fields: Headers | None) -> str:
 
 
 def redirect_response(destination: Destination, request: Request) -> Response:
-    """The redirect of a route; ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query."""
+    """The redirect of a route.
+
+    ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query.
+    """
     path = request.path if request.query is None else f"{request.path}?{request.query}"
     host = f"[{request.host}]" if ":" in request.host else request.host
     location = destination.redirect.replace("{host}", host).replace("{path}", path)

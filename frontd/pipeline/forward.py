@@ -28,8 +28,8 @@ from frontd.upstream.client import Upstream
 class Downstream(Protocol):
     """The client's side of one exchange, whatever its protocol.
 
-    ``*_now`` and the sending verbs never wait; `send` and `finish` answer whether everything is with the kernel.  All
-    raise `FrontdError` with a downstream reason when the client is gone or too slow.
+    ``*_now`` and the sending verbs never wait; `inform`, `send`, `push` and `finish` answer whether everything is
+    with the kernel.  All raise `FrontdError` with a downstream reason when the client is gone or too slow.
     """
 
     @property
@@ -38,7 +38,7 @@ class Downstream(Protocol):
     def body_complete(self) -> bool: ...
     def body_now(self) -> bytes | End | None: ...
     async def receive_body(self) -> bytes | End: ...
-    def inform(self, status: int, headers: Headers) -> None: ...
+    def inform(self, status: int, headers: Headers) -> bool: ...
     def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None: ...
     def send(self, data: bytes) -> bool: ...
     def push(self) -> bool: ...
@@ -49,7 +49,7 @@ class Downstream(Protocol):
 
 # ---------------------------------------------------------------------------------------------------- fields
 
-# Fields that say who the client is: never believed from a stranger.
+# Fields that say who the client is: never believed from a stranger, nor with "_" for "-" (one name to CGI-style apps).
 CLIENT_FIELDS = frozenset(
     (
         b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port",
@@ -65,7 +65,7 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     dropped = (b"host", b"expect", b"content-length") if request.content_length is None else (b"host", b"expect")
     headers.items = [item for item in headers.items if item[0] not in dropped]
     if not client.is_trusted_proxy:
-        headers.items = [item for item in headers.items if item[0] not in CLIENT_FIELDS]
+        headers.items = [item for item in headers.items if item[0].replace(b"_", b"-") not in CLIENT_FIELDS]
     headers.items.insert(0, (b"host", b"Host", request.authority))
     if request.chunked:
         headers.set(b"Transfer-Encoding", b"chunked")
@@ -75,7 +75,7 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     _continue_list(headers, b"X-Forwarded-For", client.peer.encode())
     if b"x-forwarded-proto" not in headers:
         headers.add(b"X-Forwarded-Proto", client.scheme.encode())
-    if b"x-forwarded-host" not in headers:
+    if b"x-forwarded-host" not in headers and request.authority:
         headers.add(b"X-Forwarded-Host", request.authority)
     _continue_list(headers, b"Forwarded", _forwarded(request, client))
     _continue_list(headers, b"Via", VIA)
@@ -92,7 +92,8 @@ def _forwarded(request: Request, client: Client) -> bytes:
     peer = f'"[{client.peer}]"' if ":" in client.peer else client.peer
     host = request.authority.decode("latin-1")
     quoted = f'"{host}"' if any(c in host for c in ":[]") else host
-    return f"for={peer};host={quoted};proto={client.scheme}".encode("latin-1")
+    pairs = [f"for={peer}", f"host={quoted}", f"proto={client.scheme}"]
+    return ";".join(pair for pair in pairs if not pair.endswith("=")).encode("latin-1")
 
 
 def reported_client(headers: Headers, peer: str, trusts: Trusts) -> str:
@@ -249,39 +250,47 @@ def send_request_now(upstream: Upstream, request: Request, target: bytes, header
 
 
 class Pump:
-    """Moves the rest of a request body to the app.  `progress` is when it last got something done (s of trio's clock);
-    `error` what ended it early on the client's side."""
+    """Moves the rest of a request body to the app; `error` is what ended it early on the client's side."""
 
-    __slots__ = ("body", "error", "progress", "request", "stall", "upstream")
+    __slots__ = ("_progress", "_waits", "body", "error", "request", "stall", "upstream")
 
     def __init__(self, upstream: Upstream, request: Request, body: RequestBody, stall: float) -> None:
         self.upstream = upstream
         self.request = request
         self.body = body
         self.stall = stall
-        self.progress = trio.current_time()
+        self._progress = trio.current_time()
+        self._waits = False  # for the client
         self.error: FrontdError | None = None
+
+    @property
+    def progress(self) -> float:
+        """When the app last got something (s of trio's clock); now, while the client owes it the next part."""
+        return trio.current_time() if self._waits else self._progress
 
     async def run_task(self, scope: trio.CancelScope) -> None:
         """`run` as the body of a task of its own."""
         await carry(self.run(scope))
 
     async def run(self, scope: trio.CancelScope) -> None:
-        """Until the body is complete.  A fault of the client cancels `scope`; a fault of the app only ends the pump, since
-        its answer may already be on the way."""
+        """Until the body is complete.  A fault of the client cancels `scope`; a fault of the app, which may be that it
+        reads no more, only ends the pump, since its answer may already be on the way."""
         try:
             while True:
                 await self.upstream.flush(self.stall)
+                self._waits = True
                 part = await self.body.next()
-                self.progress = trio.current_time()
+                self._waits = False
+                self._progress = trio.current_time()
                 if isinstance(part, End):
                     self.upstream.send_now(self.upstream.http.send_end(trailers_of(self.request, part)))
                     await self.upstream.flush(self.stall)
-                    self.progress = trio.current_time()
+                    self._progress = trio.current_time()
                     return
                 self.upstream.send_now(self.upstream.http.send_body(part))
         except UpstreamGone:
             return
         except FrontdError as error:
-            self.error = error
-            scope.cancel()
+            if self._waits:
+                self.error = error
+                scope.cancel()

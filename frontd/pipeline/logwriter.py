@@ -77,7 +77,8 @@ class Sink:
             self._write(_header(self._fields).encode())
 
     def _open_file(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # not a directory: `open` says it better
+            path.parent.mkdir(parents=True, exist_ok=True)
         # O_NONBLOCK means nothing to a file; a FIFO that nobody reads is an error with it and not a wait
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         self._fd = os.open(path, flags, 0o666)
@@ -258,12 +259,13 @@ class LogWriter:
             self._wake.wait()
             self._stop.wait(GATHER)
             self._wake.clear()
-            if self._reopen.is_set():
+            retired, self._retired = self._retired, []
+            reopen = self._reopen.is_set()
+            while self._lines:  # before anything is closed: they were meant for the files that are open
+                self._write_batch()
+            if reopen:
                 self._reopen.clear()
                 self._close(self._sinks)
-            retired, self._retired = self._retired, []
-            while self._lines:
-                self._write_batch()
             self._close(retired)
             self._open()
             if self._overflowed > told:

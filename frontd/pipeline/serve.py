@@ -184,8 +184,11 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         head = await read_head(upstream, site.timeouts.response_head, pump)
         if head.status >= 200 or head.status == 101:
             break
-        if head.status in PASSED_1XX and request.version == "1.1":
-            down.inform(head.status, downstream_headers(head))
+        await task_lane()
+        await trio.lowlevel.checkpoint()  # an app with interim answers without end leaves the others their turn
+        passes = head.status in PASSED_1XX and request.version == "1.1"
+        if passes and not down.inform(head.status, downstream_headers(head)):
+            await down.flush()
     exchange.status = exchange.upstream_status = head.status
     if head.status == 101:
         await upgrade(exchange, down, site, lease, head)
@@ -205,8 +208,8 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
             if not down.push():
                 await task_lane()
                 await down.flush()
-            deadline = trio.current_time() + site.timeouts.response_body
-            await readable(upstream.stream, deadline, Reason.Timer_ResponseBody)
+            timeout = site.timeouts.response_body
+            await app_readable(upstream, trio.current_time() + timeout, timeout, Reason.Timer_ResponseBody, pump)
         elif not down.send(part):
             await task_lane()
             await down.flush()
@@ -217,16 +220,29 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
 
 
 async def read_head(upstream: Upstream, timeout: float, pump: Pump | None) -> ResponseHead:
-    """The next response head.  The timer runs from the last thing that was done for the request."""
+    """The next response head, within `timeout` seconds."""
     deadline = trio.current_time() + timeout
     while (head := upstream.head_now()) is None:
+        deadline = await app_readable(upstream, deadline, timeout, Reason.Timer_Response, pump)
+    return head
+
+
+async def app_readable(
+    upstream: Upstream, deadline: float, timeout: float, reason: Reason, pump: Pump | None
+) -> float:
+    """Wait until the app has sent something; returns the deadline that holds now.
+
+    Raises `FrontdError(reason)` at `deadline`, unless the request was still on its way less than `timeout` seconds ago:
+    an app that waits for the client's upload is not slow.
+    """
+    while True:
         try:
-            await readable(upstream.stream, deadline, Reason.Timer_Response)
+            await readable(upstream.stream, deadline, reason)
+            return deadline
         except FrontdError:
             if pump is None or pump.progress + timeout <= trio.current_time():
                 raise
             deadline = pump.progress + timeout
-    return head
 
 
 async def upgrade(exchange: Exchange, down: Downstream, site: Site, lease: Lease, head: ResponseHead) -> None:

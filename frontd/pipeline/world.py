@@ -26,7 +26,7 @@ OPEN_POLICY = TlsPolicy()
 
 @dataclass(slots=True)
 class SiteState:
-    """Counters of a site, kept over reloads: requests begun, answers with a reason, connections that belong to it now."""
+    """Counters of a site, kept over reloads: requests begun, exchanges with a reason, connections that are its now."""
 
     requests: int = 0
     errors: int = 0
@@ -35,7 +35,7 @@ class SiteState:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a route leads: a pool, or a redirect with its status; `strip` is the path prefix taken off before forwarding."""
+    """Where a route leads: a pool, or a redirect with its status; `strip` is the path prefix taken off on the way."""
 
     route: str
     pool: Pool | None = None

@@ -310,7 +310,7 @@ async def _one_call(
     try:
         request = await _read_request(stream, http)
     except FrontdError as error:
-        if error.status == 0 or not http.has_bytes and error.reason is Reason.Timer_HeaderWait:
+        if error.status == 0 or (error.reason is Reason.Timer_HeaderWait and not http.has_bytes):
             raise
         reply = as_json({"error": error.detail or error.reason.sentence, "reason": error.reason.word}, error.status)
         await _send(stream, http, reply, close=True)
@@ -321,7 +321,7 @@ async def _one_call(
         reply = await answerer(request.method, request.path, parse_qs(request.query or ""), caller)
     except Exception as error:  # whatever it was, it must not touch what is being served
         fault(f"control socket: {request.method} {request.path}", error)
-        reply = as_json({"error": f"something failed inside frontd ({type(error).__name__}); its error log says more"}, 500)
+        reply = as_json({"error": f"frontd failed inside ({type(error).__name__}); its error log says more"}, 500)
     await _send(stream, http, reply)
     return not http.must_close
 

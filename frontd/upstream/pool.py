@@ -107,6 +107,7 @@ class Pool:
         self.places: list[Place] = []
         self._turn = 0
         self._work = trio.Event()
+        self._alarm = trio.Event()  # a place has just gone out: its name may stand for another address now
         self._retired = False
         self._known: dict[Target, list[Address]] = {}
         self._lookup_errors: dict[Target, str] = {}
@@ -187,6 +188,8 @@ class Pool:
         if not place.is_out:  # connects that fail together are one failure: the back-off counts tries, not requests
             place.failed(error, trio.current_time())
             self._work.set()
+            self._alarm.set()
+            self._alarm = trio.Event()
         place.close_idle()
         lease.discard()
 
@@ -304,17 +307,19 @@ class Pool:
             self._work.set()
 
     async def _keep_looking_up(self, target: Target) -> None:
-        """Look a name up at once, then every `resolve` seconds; sooner while nothing of it can be reached."""
+        """Look a name up at once, then every `resolve` seconds; sooner while something of it cannot be reached."""
         backoff = BACKOFF_FIRST
         while True:
             await self._look_up(target)
             reachable = [place.state != "down" for place in self.places if place.target == target.text]
             if any(reachable):
                 backoff = BACKOFF_FIRST
-                await trio.sleep(self.settings.resolve if all(reachable) else min(BACKOFF_LAST, self.settings.resolve))
+                pause = self.settings.resolve if all(reachable) else min(BACKOFF_LAST, self.settings.resolve)
             else:
-                await trio.sleep(backoff)
+                pause = backoff
                 backoff = min(backoff * 2, BACKOFF_LAST)
+            with trio.move_on_after(pause):
+                await self._alarm.wait()
 
     async def _look_up(self, target: Target) -> None:
         try:

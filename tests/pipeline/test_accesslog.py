@@ -15,6 +15,7 @@ from frontd.model.messages import Client, Exchange, Request, TlsInfo, TlsPolicy
 from frontd.pipeline.accesslog import (
     ACCESS_FIELDS,
     ERROR_FIELDS,
+    MAX_FIELD,
     MAX_LINE,
     MAX_URI,
     iso,
@@ -270,11 +271,13 @@ async def test_one_line_for_each_request_whatever_it_holds(tmp_path: Path, autoj
                     % (target, value, value)
                 )
                 assert head.startswith(b"HTTP/1.1 200 OK\r\n"), head
-        head, _ = await line.ask(b"GET /a\x0bb HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        head, _ = await line.ask(b"GET /a\x80b HTTP/1.1\r\nHost: a.test\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
     access = [json.loads(text) for text in stage.log("access").splitlines()]
     assert [data["status"] for data in access] == [200] * 9 + [400]
-    assert all(data["user_agent"].startswith("x") and data["user_agent"].endswith("x") for data in access[3:9:3])
+    agents = [data["user_agent"] for data in access[:3]]
+    assert agents[1:] == ["x\u2028\u2029\x85 200 - -x", 'x","status":999,"x":"x']
+    assert agents[0] == f"x{field.decode('utf-8', 'replace')}"[:MAX_FIELD]
     errors = [text for text in stage.log("error").splitlines() if not text.startswith("#")]
     assert len(errors) == 1
     assert errors[0].split(" ")[11] == "URL"

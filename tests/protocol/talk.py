@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError, Reason
@@ -39,7 +40,7 @@ class Heard:
 def portions(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     """`data` cut at the given places; places beyond its end do not matter."""
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(places)]
 
 
 def each_byte(data: bytes) -> list[bytes]:

@@ -49,7 +49,7 @@ def entries(stage: Stage) -> list[dict[str, object]]:
 
 
 def logged(stage: Stage, reason: str, *, status: int | None = None) -> None:
-    """`reason` was counted once and stands in both logs, with `status` when there was an answer; for the end of a play."""
+    """`reason` was counted once and stands in both logs, with the `status` of the answer; for the end of a play."""
     assert stage.reasons == {reason: 1}
     with_reason = [entry for entry in entries(stage) if entry["reason"]]
     assert [(entry["reason"], entry["status"]) for entry in with_reason] == [(reason, status)]
