@@ -240,6 +240,7 @@ def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
     given: dict[str, object] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
     for key, model in _PER_SITE:
         given[key] = _merged(room, model, top.values.get(key), values.values.get(key))
+    _global_only(room, top, values)
     if given["urls"] and given["routes"]:
         made = fill(room, Site, values, given)
         if made is not None:
@@ -247,6 +248,19 @@ def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
     else:
         check_keys(room, Site, values)
     return Site.model_construct(None, **given)
+
+
+def _global_only(room: Room, top: MapNode, site: MapNode) -> None:
+    """Refuse timers that no site can have: pools outlive sites' exchanges, and a shutdown is everybody's."""
+    own = section(room, site.values.get("timeouts"))
+    if own is None:
+        return
+    everybody = _merged(room, Timeouts, top.values.get("timeouts"), None)
+    for key in ("keep_alive", "drain"):
+        node = own.values.get(key)
+        mine = fill(room, Timeouts, MapNode(own.mark, values={key: node})) if node is not None else None
+        if node is not None and mine is not None and getattr(mine, key) != getattr(everybody, key):
+            complain(room, node, f"`{key}` is one timer for all sites", "write it under `timeouts` at the top")
 
 
 def _merged(

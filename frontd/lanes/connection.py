@@ -164,7 +164,6 @@ async def converse(connection: Connection) -> None:
         requests += 1
         if requests % PIPELINED_IN_A_ROW == 0:  # a client with a long pipeline leaves the others their turn
             await trio.lowlevel.checkpoint()
-        timeouts = connection.service.world.timeouts
 
 
 async def read_proxy(connection: Connection, deadline: float) -> None:
@@ -332,7 +331,11 @@ def left_early(down: H1Downstream) -> Reason:
 async def run(connection: Connection, exchange: Exchange, down: H1Downstream, world: World, head: RequestHead) -> None:
     """The pipeline, and the one broad net under it: a fault of ours is a 500 for this exchange and nothing more."""
 
+    entered: SiteState | None = None
+
     def enter(site: Site) -> None:
+        nonlocal entered
+        entered = site.state
         enter_site(connection, exchange, down, site)
 
     try:
@@ -340,8 +343,8 @@ async def run(connection: Connection, exchange: Exchange, down: H1Downstream, wo
     except Exception as error:  # the driver's net; trio.Cancelled is a BaseException and passes
         connection.service.log_fault(f"request {exchange.number}", error)
         await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
-    if exchange.reason is not None and connection.state is not None:
-        connection.state.errors += 1
+    if exchange.reason is not None and entered is not None:
+        entered.errors += 1
 
 
 def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, site: Site) -> None:

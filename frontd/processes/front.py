@@ -118,7 +118,7 @@ class Front:
                 report.warnings = [str(problem) for problem in loaded.warnings]
                 report.changed = self._swap(loaded)
             except ConfigProblems as error:
-                report.errors = [str(problem) for problem in error.problems]
+                report.errors = [str(problem) for problem in error.problems if problem.severity == "error"]
             except (BuildProblem, OSError) as error:
                 report.errors = [str(error)]
             self.last_reload = report

@@ -30,6 +30,11 @@ def request(line: str = "GET / HTTP/1.1", *fields: str, body: bytes = b"") -> by
     return "".join(f"{text}\r\n" for text in (line, "Host: a", *fields, "")).encode() + body
 
 
+def now(state: bool) -> bool:
+    """A state as it is now: mypy would otherwise believe that a property never changes."""
+    return state
+
+
 def read(http: ServerConnection | ClientConnection) -> bytes:
     """The rest of a body that is there to its end."""
     body = b""
@@ -47,15 +52,15 @@ def test_a_kept_connection_answers_one_request_after_the_other() -> None:
     for number in range(3):
         head = ask(http, request(f"GET /{number} HTTP/1.1"))
         assert head.target == b"/%d" % number
-        assert http.body_complete
-        assert not http.answered
+        assert now(http.body_complete)
+        assert not now(http.answered)
         out = http.send_head(200, b"OK", Headers.of((b"Content-Length", b"2"))) + http.send_body(b"ok")
-        assert http.answered
-        assert not http.answer_complete
+        assert now(http.answered)
+        assert not now(http.answer_complete)
         assert out + http.send_end() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-        assert http.answer_complete
-        assert not http.must_close
-        assert not http.closes_after_answer
+        assert now(http.answer_complete)
+        assert not now(http.must_close)
+        assert not now(http.closes_after_answer)
         http.next_cycle()
         assert http.head is None
 
@@ -65,14 +70,14 @@ def test_pipelined_requests_are_seen_one_by_one() -> None:
     first = ask(http, request("POST /1 HTTP/1.1", "Content-Length: 3", body=b"abc") + request("GET /2 HTTP/1.1"))
     assert first.target == b"/1"
     assert read(http) == b"abc"
-    assert http.has_bytes
+    assert now(http.has_bytes)
     http.send_head(200, b"OK", EMPTY)
     http.send_end()
     http.next_cycle()
     second = http.next_head(LIMITS)
     assert second is not None
     assert second.target == b"/2"
-    assert not http.has_bytes
+    assert not now(http.has_bytes)
 
 
 def test_an_error_in_a_pipelined_request_waits_for_its_turn() -> None:
@@ -95,8 +100,8 @@ def test_a_refused_first_request_is_answered_in_http_1_1_and_ends_the_connection
         http.next_head(LIMITS)
     out = http.send_head(400, b"Bad Request", EMPTY, close=True) + http.send_end(Headers.of((b"X", b"y")))
     assert out == b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    assert http.closes_after_answer
-    assert http.must_close
+    assert now(http.closes_after_answer)
+    assert now(http.must_close)
 
 
 def test_an_answer_before_any_request_is_possible() -> None:
@@ -111,15 +116,15 @@ def test_a_client_that_wants_to_close_is_told_so(line: str) -> None:
     ask(http, request(line, "Connection: close"))
     out = http.send_head(200, b"OK", EMPTY) + http.send_end()
     assert b"\r\nConnection: close\r\n" in out
-    assert http.closes_after_answer
-    assert http.must_close
+    assert now(http.closes_after_answer)
+    assert now(http.must_close)
 
 
 def test_the_empty_line_behind_a_body_is_no_request() -> None:
     http = ServerConnection()
     ask(http, request("POST / HTTP/1.1", "Content-Length: 1", body=b"x\r\n"))
     assert read(http) == b"x"
-    assert not http.has_bytes
+    assert not now(http.has_bytes)
     http.send_head(200, b"OK", EMPTY)
     http.send_end()
     http.next_cycle()
@@ -134,7 +139,7 @@ def test_a_body_of_known_length_comes_as_it_arrives() -> None:
     http = ServerConnection()
     ask(http, request("POST / HTTP/1.1", "Content-Length: 5"))
     assert http.next_body() is None
-    assert not http.body_complete
+    assert not now(http.body_complete)
     http.receive(b"ab")
     assert http.next_body() == b"ab"
     assert http.next_body() is None
@@ -143,7 +148,7 @@ def test_a_body_of_known_length_comes_as_it_arrives() -> None:
     end = http.next_body()
     assert isinstance(end, End)
     assert len(end.trailers) == 0
-    assert http.body_complete
+    assert now(http.body_complete)
     assert http.next_body() is end  # as often as one asks
     assert http.rest() == b"GET"
 
@@ -157,14 +162,14 @@ def test_a_chunked_body_comes_as_it_arrives() -> None:
     assert http.next_body() is None
     http.receive(b"cde\r\n2\r\nfg\r\n1\r\nh\r\n0\r\nX-Sum: 8\r\n")
     assert http.next_body() == b"cdefgh"  # chunks that are there come in one part
-    assert not http.body_complete
+    assert not now(http.body_complete)
     assert http.next_body() is None
     http.receive(b"\r\n" + request())
     end = http.next_body()
     assert isinstance(end, End)
     assert end.trailers.pairs() == [(b"X-Sum", b"8")]
-    assert http.body_complete
-    assert http.has_bytes
+    assert now(http.body_complete)
+    assert now(http.has_bytes)
 
 
 def test_64_kib_of_one_byte_chunks_come_in_portions() -> None:
@@ -202,15 +207,14 @@ def test_a_body_that_breaks_its_framing_stays_refused(wrong: bytes) -> None:
     http = ServerConnection()
     ask(http, request("POST / HTTP/1.1", "Transfer-Encoding: chunked", body=b"1\r\na\r\n" + wrong))
     for _ in range(3):
+        http.receive(b"0\r\n\r\n")
         with pytest.raises(FrontdError) as refused:
-            while True:
-                assert http.next_body() in (b"a", None)
-                http.receive(b"0\r\n\r\n")
+            http.next_body()
         assert refused.value.reason in (Reason.BadRequest, Reason.Number)
-        assert not http.body_complete
+        assert not now(http.body_complete)
     out = http.send_head(400, b"Bad Request", EMPTY, close=True) + http.send_end()
     assert out.startswith(b"HTTP/1.1 400 ")
-    assert http.must_close
+    assert now(http.must_close)
 
 
 # --------------------------------------------------------------------------------------------- server: answers out
@@ -223,7 +227,7 @@ def test_an_answer_of_unknown_length_is_chunked() -> None:
     assert http.send_body(b"hello") == b"5\r\nhello\r\n"
     assert http.send_body(b"") == b""
     assert http.send_end(Headers.of((b"X-Sum", b"5"))) == b"0\r\nX-Sum: 5\r\n\r\n"
-    assert not http.must_close
+    assert not now(http.must_close)
 
 
 def test_trailers_are_dropped_where_the_framing_has_no_place_for_them() -> None:
@@ -246,7 +250,7 @@ def test_an_http_1_0_client_gets_a_body_until_the_end_of_the_connection() -> Non
     assert http.send_head(200, b"OK", Headers()) == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
     assert http.send_body(b"hello") == b"hello"
     assert http.send_end() == b""
-    assert http.must_close
+    assert now(http.must_close)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_an_answer_without_a_body_has_none(method: str, status: int, headers: He
     ask(http, request(f"{method} / HTTP/1.1"))
     assert http.send_head(status, b"", headers) == head
     assert http.send_end(Headers.of((b"X", b"y"))) == b""
-    assert not http.must_close
+    assert not now(http.must_close)
     heard, rest = client_hears([head], method)
     assert len(heard.messages) == 1
     assert rest == b""
@@ -275,12 +279,12 @@ def test_an_answer_may_overtake_the_request_body() -> None:
     ask(http, request("POST / HTTP/1.1", "Content-Length: 5", body=b"ab"))
     out = http.send_head(413, b"Too Large", EMPTY, close=True) + http.send_end()
     assert b"Connection: close" in out
-    assert not http.body_complete
-    assert http.must_close
+    assert not now(http.body_complete)
+    assert now(http.must_close)
     assert http.next_body() == b"ab"  # can still be drained
     http.receive(b"cde")
     assert http.next_body() == b"cde"
-    assert http.body_complete
+    assert now(http.body_complete)
 
 
 def test_an_early_answer_of_a_kept_connection_is_kept_once_the_body_was_drained() -> None:
@@ -288,10 +292,10 @@ def test_an_early_answer_of_a_kept_connection_is_kept_once_the_body_was_drained(
     ask(http, request("POST / HTTP/1.1", "Content-Length: 2", body=b"a"))
     http.send_head(200, b"OK", EMPTY)
     http.send_end()
-    assert http.must_close
+    assert now(http.must_close)
     http.receive(b"b")
     assert read(http) == b"ab"
-    assert not http.must_close
+    assert not now(http.must_close)
 
 
 def test_nothing_of_ours_can_be_sent_that_splits_an_answer() -> None:
@@ -306,8 +310,8 @@ def test_an_informational_answer_has_no_framing_fields() -> None:
     http = ServerConnection()
     ask(http, request())
     headers = Headers.of((b"Link", b"</a>"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked"))
-    assert http.send_information(103, headers) == b"HTTP/1.1 103 \r\nLink: </a>\r\n\r\n"
-    assert not http.answered
+    assert http.send_information(103, headers) == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    assert not now(http.answered)
 
 
 # --------------------------------------------------------------------------------------------- server: 100 and 101
@@ -316,16 +320,16 @@ def test_an_informational_answer_has_no_framing_fields() -> None:
 def test_a_client_that_waits_for_100_gets_it_once() -> None:
     http = ServerConnection()
     ask(http, request("POST / HTTP/1.1", "Expect: 100-continue", "Content-Length: 2"))
-    assert http.waits_for_100
+    assert now(http.waits_for_100)
     assert http.next_body() is None
-    assert http.send_information(100, NO_TRAILERS) == b"HTTP/1.1 100 \r\n\r\n"
-    assert not http.waits_for_100
-    assert not http.answered
+    assert http.send_information(100, NO_TRAILERS) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert not now(http.waits_for_100)
+    assert not now(http.answered)
     http.receive(b"ok")
     assert read(http) == b"ok"
     http.send_head(200, b"OK", EMPTY)
     http.send_end()
-    assert not http.must_close
+    assert not now(http.must_close)
 
 
 def test_a_client_that_sends_its_body_all_the_same_waits_no_more() -> None:
@@ -333,7 +337,7 @@ def test_a_client_that_sends_its_body_all_the_same_waits_no_more() -> None:
     ask(http, request("POST / HTTP/1.1", "Expect: 100-continue", "Content-Length: 2"))
     http.receive(b"o")
     assert http.next_body() == b"o"
-    assert not http.waits_for_100
+    assert not now(http.waits_for_100)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ def test_a_client_that_sends_its_body_all_the_same_waits_no_more() -> None:
 def test_nobody_waits_for_100_in_http_1_0_or_without_a_body(line: str, fields: list[str]) -> None:
     http = ServerConnection()
     ask(http, request(line, "Expect: 100-continue", *fields))
-    assert not http.waits_for_100
+    assert not now(http.waits_for_100)
 
 
 def test_an_answer_instead_of_100_ends_the_connection() -> None:
@@ -350,16 +354,16 @@ def test_an_answer_instead_of_100_ends_the_connection() -> None:
     ask(http, request("POST / HTTP/1.1", "Expect: 100-continue", "Content-Length: 2"))
     http.send_head(401, b"Unauthorized", EMPTY, close=not http.body_complete)
     http.send_end()
-    assert http.must_close
+    assert now(http.must_close)
 
 
 def test_an_upgrade_hands_over_what_follows() -> None:
     http = ServerConnection()
     ask(http, request("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket", body=b"early"))
-    assert http.body_complete
+    assert now(http.body_complete)
     headers = Headers.of((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
     out = http.send_information(101, headers)
-    assert out == b"HTTP/1.1 101 \r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert out == b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert http.rest() == b"early"
     assert http.rest() == b""
 
@@ -369,7 +373,7 @@ def test_an_upgrade_that_is_refused_leaves_http() -> None:
     ask(http, request("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket") + request("GET /2 HTTP/1.1"))
     http.send_head(403, b"No", EMPTY)
     http.send_end()
-    assert not http.must_close
+    assert not now(http.must_close)
     http.next_cycle()
     head = http.next_head(LIMITS)
     assert head is not None
@@ -391,29 +395,29 @@ def test_a_kept_connection_to_an_app_carries_one_exchange_after_the_other() -> N
     for _ in range(3):
         out = http.send_head("GET", b"/x?y", Headers.of((b"Host", b"a"), (b"X-Y", b"z"))) + http.send_end()
         assert out == b"GET /x?y HTTP/1.1\r\nHost: a\r\nX-Y: z\r\n\r\n"
-        assert not http.started
+        assert not now(http.started)
         http.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        assert http.started
+        assert now(http.started)
         head = http.next_head()
         assert head is not None
         assert (head.status, head.reason, head.content_length) == (200, b"OK", 2)
-        assert not http.reusable
+        assert not now(http.reusable)
         assert read(http) == b"ok"
-        assert http.reusable
+        assert now(http.reusable)
         http.next_cycle()
 
 
 def test_a_request_body_goes_out_in_the_framing_of_its_head() -> None:
     http = ClientConnection()
     http.send_head("POST", b"/", Headers.of((b"Host", b"a"), (b"Transfer-Encoding", b"chunked")))
-    assert not http.request_complete
+    assert not now(http.request_complete)
     assert http.send_body(b"abc") == b"3\r\nabc\r\n"
     assert http.send_end(Headers.of((b"X", b"y"))) == b"0\r\nX: y\r\n\r\n"
-    assert http.request_complete
+    assert now(http.request_complete)
     http = ClientConnection()
     http.send_head("POST", b"/", Headers.of((b"Host", b"a"), (b"Content-Length", b"3")))
     assert http.send_body(b"abc") + http.send_end(Headers.of((b"X", b"y"))) == b"abc"
-    assert http.request_complete
+    assert now(http.request_complete)
 
 
 def test_an_answer_may_overtake_the_request() -> None:
@@ -422,10 +426,10 @@ def test_an_answer_may_overtake_the_request() -> None:
     http.receive(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
     assert http.next_head() is not None
     assert isinstance(http.next_body(), End)
-    assert not http.reusable
+    assert not now(http.reusable)
     assert http.send_body(b"abc") == b"abc"
     http.send_end()
-    assert http.reusable
+    assert now(http.reusable)
 
 
 def test_a_body_that_was_never_sent_to_its_end_leaves_no_usable_connection() -> None:
@@ -434,8 +438,8 @@ def test_a_body_that_was_never_sent_to_its_end_leaves_no_usable_connection() -> 
     http.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     http.next_head()
     http.next_body()
-    assert not http.request_complete
-    assert not http.reusable
+    assert not now(http.request_complete)
+    assert not now(http.reusable)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +455,7 @@ def test_a_connection_that_ends_or_holds_unasked_bytes_is_not_used_again(answer:
     http.receive(answer)
     assert http.next_head() is not None
     assert isinstance(http.next_body(), End)
-    assert not http.reusable
+    assert not now(http.reusable)
 
 
 def test_a_connection_that_has_ended_behind_its_answer_is_not_used_again() -> None:
@@ -460,7 +464,7 @@ def test_a_connection_that_has_ended_behind_its_answer_is_not_used_again() -> No
     http.receive(b"")
     assert http.next_head() is not None
     assert isinstance(http.next_body(), End)
-    assert not http.reusable
+    assert not now(http.reusable)
 
 
 def test_informational_heads_come_before_the_answer() -> None:
@@ -516,7 +520,7 @@ def test_an_answer_until_the_end_of_the_connection_ends_with_it() -> None:
     assert http.next_body() == b"cd"
     http.receive(b"")
     assert isinstance(http.next_body(), End)
-    assert not http.reusable
+    assert not now(http.reusable)
 
 
 def test_an_old_app_may_be_understood_with_bare_lf_and_folds_when_that_is_wanted() -> None:

@@ -52,7 +52,7 @@ def scanned_answer(data: bytes) -> ResponseHead | FrontdError | None:
         return error
 
 
-def h11_says(data: bytes, role: type[h11.Sentinel]) -> tuple[object, h11.Connection]:
+def h11_says(data: bytes, role: type[h11.SERVER | h11.CLIENT]) -> tuple[object, h11.Connection]:
     """h11's first event for `data`, "refused" included; an answer is read as one to GET."""
     http = h11.Connection(role, max_incomplete_event_size=1 << 20)
     if role is h11.CLIENT:

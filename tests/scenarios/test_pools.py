@@ -487,7 +487,7 @@ async def test_an_app_that_restarts_under_load_fails_no_get(
     async with front(one_pool(f"http://127.0.0.1:{port}", pool=concurrency), tmp_path) as stage:
         load = Load(stage)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(load.run, 24)
+            nursery.start_soon(load.run, 12)
             for pause in (0.0, 0.03, 0.7, 3.0):  # each dies with requests in flight
                 async with app(working(how), port=port) as it:
                     await trio.sleep(0.5)
@@ -495,11 +495,11 @@ async def test_an_app_that_restarts_under_load_fails_no_get(
                 await trio.sleep(pause)
             async with app(working(how), port=port):
                 before = len(load.answers)
-                await trio.sleep(2)
+                await trio.sleep(1)
                 assert len(load.answers) > before + 100
                 load.stopped = True
                 await trio.sleep(5)
-        load.check(300)
+        load.check(200)
 
 
 async def test_replicas_that_restart_one_after_the_other(tmp_path: Path, autojump_clock: object) -> None:
@@ -518,11 +518,11 @@ async def test_replicas_that_restart_one_after_the_other(tmp_path: Path, autojum
             nursery.start_soon(replica, port, 0.5 + number)
         await settled()
         load = Load(stage)
-        nursery.start_soon(load.run, 24)
+        nursery.start_soon(load.run, 12)
         await trio.sleep(4)
         load.stopped = True
         await trio.sleep(1)
-        load.check(1000)
+        load.check(500)
         nursery.cancel_scope.cancel()
 
 
