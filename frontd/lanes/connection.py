@@ -109,11 +109,10 @@ class Connection:
             self.down.closes = True
 
 
-async def handle(sock: socket.socket, client: Client, door: Door, service: Service) -> None:
+async def handle(connection: Connection) -> None:
     """Serve one accepted, non-blocking socket to its end.  Never raises but for cancellation."""
-    connection = Connection(sock, client, door, service)
-    service.connections.add(connection)
-    service.hangups.watch(sock.fileno(), connection)
+    service = connection.service
+    service.hangups.watch(connection.sock.fileno(), connection)
     try:
         await carry(converse(connection))
     except FrontdError as error:

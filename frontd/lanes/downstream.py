@@ -22,6 +22,8 @@ from frontd.net.streams import RATE_WINDOW, Broken, Stream
 from frontd.pipeline.world import body_too_large
 from frontd.protocol.h1 import NO_TRAILERS, End, ServerConnection
 
+SKIPPED_PARTS = 4  # of at most 64 KiB
+
 
 class H1Downstream:
     """One exchange's client side; a new one for each request of a connection."""
@@ -43,10 +45,6 @@ class H1Downstream:
 
     # --- the request body
 
-    @property
-    def body_complete(self) -> bool:
-        return self.http.body_complete
-
     def body_now(self) -> bytes | End | None:
         while (part := self.http.next_body()) is None:
             try:
@@ -63,6 +61,18 @@ class H1Downstream:
             self._tell_to_continue()
             await self._receive(trio.current_time() + self.timeouts.entity_body, Reason.Timer_EntityBody)
         return self._count(part)
+
+    def skip_body(self) -> bool:
+        """Throw away what has arrived of an unwanted body; True when that was all, so that the connection can be kept."""
+        if self.closes:
+            return False
+        try:
+            for _ in range(SKIPPED_PARTS):
+                if self.http.body_complete or self.body_now() is None:
+                    break
+        except FrontdError:
+            return False
+        return self.http.body_complete
 
     async def drain_body(self, limit: int) -> bool:
         """Read and discard the rest of the body, at most `limit` bytes; True when it was complete.

@@ -13,7 +13,7 @@ import socket
 import trio
 
 from frontd.config.model import Listen
-from frontd.lanes.connection import Door, handle, refuse_at_door
+from frontd.lanes.connection import Connection, Door, handle, refuse_at_door
 from frontd.lanes.service import Service
 from frontd.model.errors import Reason
 from frontd.model.messages import Client
@@ -109,7 +109,9 @@ class Listener:
                 nursery.start_soon(self._refuse, sock)
             return
         self.connections += 1
-        nursery.start_soon(self._one, sock, client, self.door, service)
+        connection = Connection(sock, client, self.door, service)
+        service.connections.add(connection)  # here and not in its task: the next one is counted before that runs
+        nursery.start_soon(self._one, connection)
 
     async def _refuse(self, sock: socket.socket) -> None:
         try:
@@ -117,9 +119,9 @@ class Listener:
         finally:
             self.refusing -= 1
 
-    async def _one(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
+    async def _one(self, connection: Connection) -> None:
         try:
-            await handle(sock, client, door, service)
+            await handle(connection)
         finally:
             self.connections -= 1
 

@@ -77,7 +77,7 @@ async def redirect(exchange: Exchange, down: Downstream, destination: Destinatio
     """Answer with the redirect of the route."""
     response = redirect_response(destination, request)
     exchange.status = response.status
-    down.start(response.status, PHRASES[response.status], response.headers, close=not down.body_complete)
+    down.start(response.status, PHRASES[response.status], response.headers, close=not down.skip_body())
     await finish(down, response.body, exchange.method)
 
 
@@ -90,7 +90,7 @@ async def refuse(exchange: Exchange, down: Downstream, error: FrontdError) -> No
     exchange.status = response.status
     try:
         phrase = PHRASES.get(response.status, b"")
-        down.start(response.status, phrase, response.headers, close=not down.body_complete)
+        down.start(response.status, phrase, response.headers, close=not down.skip_body())
         await finish(down, response.body, exchange.method)
     except FrontdError as gone:  # the client left while it was told
         exchange.detail = f"{error.detail} ({gone.reason.word} while answering)".lstrip()

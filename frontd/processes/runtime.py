@@ -8,6 +8,7 @@ of sites.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
 from frontd.config.model import Config, Listen, Route, TlsHost
@@ -37,7 +38,7 @@ def build(config: Config, listeners: Iterable[Listen], generation: int, previous
     sites = {name: build_site(site, pools, states.get(name)) for name, site in config.sites.items()}
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
     http_ports = [listen.public_port for listen in listeners if listen.kind == "http"]
-    pairs += redirects_to_https(config, http_ports, states)
+    pairs += redirects_to_https(config, http_ports, sites)
     entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
     return World(
         generation=generation,
@@ -111,7 +112,7 @@ def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
 
 
 def redirects_to_https(
-    config: Config, http_ports: list[int | None], states: dict[str, SiteState]
+    config: Config, http_ports: list[int | None], sites: dict[str, Site]
 ) -> list[tuple[UrlPrefix, Site]]:
     """http for hosts that have only https URLs: a redirect to the same URL there (308, so that methods are kept)."""
     taken = {(prefix.host, prefix.port) for site in config.sites.values() for prefix in site.urls
@@ -127,13 +128,13 @@ def redirects_to_https(
                 where = UrlPrefix("http", prefix.host, http_port or 80, "/")
                 if (prefix.host, where.port) not in taken:
                     taken.add((prefix.host, where.port))
-                    pairs.append((where, redirect_site(site, to, states)))
+                    pairs.append((where, redirect_site(sites[site.name], to)))
     return pairs
 
 
-def redirect_site(site: SiteConfig, to: Destination, states: dict[str, SiteState]) -> Site:
-    """A site that redirects every path; it counts for the https site of the same name."""
-    return Site(site.name, PathTable([("/", to)]), site.limits, site.timeouts, states.get(site.name) or SiteState())
+def redirect_site(site: Site, to: Destination) -> Site:
+    """A site that redirects every path, with the limits of `site` and counting for it."""
+    return replace(site, routes=PathTable([("/", to)]))
 
 
 def largest_heads(config: Config) -> WireLimits:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import warnings
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -68,14 +67,14 @@ class Secure(trio.abc.Stream):
         """Bytes; ``b""`` at the end, with or without close_notify.  Raises `ssl.SSLError` for an alert."""
         while True:
             try:
-                return self.tls.read(max_bytes or 65536)
+                data = self.tls.read(max_bytes or 65536)
             except ssl.SSLWantReadError:
                 await self._pull()
-            except ssl.SSLZeroReturnError:
-                self.ended_cleanly = True
-                return b""
             except ssl.SSLEOFError:
                 return b""
+            else:
+                self.ended_cleanly = self.ended_cleanly or not data
+                return data
 
     async def aclose(self) -> None:
         await self.under.aclose()
@@ -118,8 +117,19 @@ async def tls_line(stage: Stage, context: ssl.SSLContext, name: str | None, **mo
     """A line to the listener ``https`` with the handshake done."""
     line = await stage.connect("https")
     secure = Secure(line.stream, context, name, **more)
-    await secure.do_handshake()
+    try:
+        await secure.do_handshake()
+    except BaseException:
+        await line.close()
+        raise
     return Tls(secure)
+
+
+async def all_gone(stage: Stage) -> None:
+    """Wait until the front has no connection left (and has counted why the last ones ended)."""
+    with trio.fail_after(10):
+        while stage.front.service.connections:
+            await stage.front.service.emptied.wait()
 
 
 def secure_site(
@@ -137,7 +147,3 @@ sites:
 pools:
   app: {{targets: ["{target}"]}}
 """
-
-
-def as_lines(path: Path) -> str:
-    return path.read_text()

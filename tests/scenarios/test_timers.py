@@ -231,6 +231,13 @@ async def pours(line: Line) -> None:
         await line.send(b"x" * 65536)
 
 
+async def read_slowly(line: Line, rate: int) -> None:
+    """`rate` bytes a second, for ever."""
+    while True:
+        await line.read_exactly(rate)
+        await trio.sleep(1)
+
+
 @pytest.mark.parametrize("where", ["extra", "site"])
 async def test_min_send_rate_cuts_whoever_reads_more_slowly(tmp_path: Path, where: str, autojump_clock: object) -> None:
     async with app(pours) as it:
@@ -240,9 +247,7 @@ async def test_min_send_rate_cuts_whoever_reads_more_slowly(tmp_path: Path, wher
             line = await small_window(stage)
             await line.send(GET)
             with pytest.raises(trio.BrokenResourceError):
-                while True:
-                    await line.read_exactly(50_000)
-                    await trio.sleep(1)
+                await read_slowly(line, 50_000)
     logged(stage, "Timer_MinBytesPerSecond", status=200)
     assert [entry["seconds"] for entry in entries(stage)] == [20]
 
@@ -361,7 +366,7 @@ async def test_the_wait_in_the_queue(tmp_path: Path, autojump_clock: object) -> 
 
 @pytest.mark.parametrize("where", ["extra", "site"])
 async def test_connect(tmp_path: Path, where: str, autojump_clock: object) -> None:
-    """An address that swallows every SYN: the first attempt ends with `connect`, then it is down and others are tried."""
+    """An address that swallows every SYN: the attempt ends with `connect`, then it is down and others are tried."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

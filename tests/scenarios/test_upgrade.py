@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.wire import OK, App, Line, Script, Stage, app, front, one_pool, settled
+from tests.wire import App, Line, Script, Stage, app, free_port, front, one_pool, settled
 
 ASK = (
     b"GET /chat HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
@@ -266,8 +266,6 @@ async def test_a_101_that_nobody_asked_for(tmp_path: Path) -> None:
 
 
 async def test_a_tunnel_waits_for_an_app_that_restarts(tmp_path: Path, autojump_clock: object) -> None:
-    from tests.wire import free_port
-
     port = free_port()
 
     async def script(line: Line) -> None:
@@ -306,5 +304,3 @@ def reset(line: Line) -> None:
     line.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     line.stream.socket.close()
 
-
-assert OK
