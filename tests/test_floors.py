@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: the modules of each folder in the order in which they may use each other.
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
-    0: {"model": ("errors", "headers", "messages", "urlprefix")},
+    0: {"model": ("addresses", "errors", "headers", "messages", "urlprefix")},
     1: {
         "config": (
             "places", "units", "problems", "marks", "interpolate", "leaves", "target", "model", "effective", "fill",

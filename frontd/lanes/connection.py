@@ -50,6 +50,9 @@ DRAINED_BODY = (
 GRACE = 5.0  # s to tell a client why it is refused, beyond its own timers
 
 
+Identity = tuple[str | None, int, str]  # of a listener: address, port, and for free ports its name
+
+
 @dataclass(slots=True, frozen=True)
 class Door:
     """What a connection knows of the listener it came through."""
@@ -58,12 +61,15 @@ class Door:
     scheme: str
     public_port: int | None
     proxy_protocol: bool
+    identity: Identity
 
 
 class Connection:
     """One accepted socket and everything that is true for as long as it lives."""
 
-    __slots__ = ("client", "door", "down", "http", "hung_up", "idle", "scope", "service", "sock", "state", "stream")
+    __slots__ = (
+        "client", "door", "down", "http", "hung_up", "idle", "leaving", "scope", "service", "sock", "state", "stream",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
         self.sock = sock
@@ -77,6 +83,7 @@ class Connection:
         self.scope: trio.CancelScope | None = None  # of the exchange that is being answered
         self.idle: trio.CancelScope | None = None  # of the wait between two requests
         self.hung_up = False
+        self.leaving = False  # after the answer that is being given
         self.state: SiteState | None = None  # of the site this connection counts for
 
     def use(self, stream: Stream) -> None:
@@ -103,10 +110,20 @@ class Connection:
 
     def end_when_idle(self) -> None:
         """Shutting down: an idle connection ends now, a busy one after its answer."""
+        self.leaving = True
         if self.idle is not None:
             self.idle.cancel()
         elif self.down is not None:
             self.down.closes = True
+
+    def follow(self, door: Door | None) -> None:
+        """After a reload: the listener may have another public port now, or be gone or of another kind, in which case
+        nothing more can be asked through it."""
+        if door is None or door.scheme != self.door.scheme:
+            self.end_when_idle()
+        else:
+            self.door = door
+            self.client = replace(self.client, listener=door.name, public_port=door.public_port)
 
 
 async def handle(connection: Connection) -> None:
@@ -256,7 +273,7 @@ async def receive_idle(connection: Connection, stream: Stream, deadline: float, 
     """The first bytes of a request; ``b""`` at the end of the stream, and when a shutdown ends the wait."""
     with trio.CancelScope() as connection.idle:
         try:
-            if connection.service.draining:
+            if connection.leaving or connection.service.draining:
                 connection.idle.cancel()
             return await stream.receive(deadline, reason)
         finally:
@@ -305,7 +322,7 @@ async def answer(connection: Connection, stream: Stream, head: RequestHead) -> b
         return False
     exchange = new_exchange(connection, request)
     down = connection.down = H1Downstream(stream, http, exchange, world.limits, world.timeouts)
-    down.closes = service.draining
+    down.closes = connection.leaving or service.draining
     try:
         with trio.CancelScope() as connection.scope:
             if connection.hung_up:

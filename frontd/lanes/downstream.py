@@ -63,7 +63,7 @@ class H1Downstream:
         return self._count(part)
 
     def skip_body(self) -> bool:
-        """Throw away what has arrived of an unwanted body; True when that was all, so that the connection can be kept."""
+        """Throw away what has arrived of an unwanted body; True when that was all: the connection can be kept."""
         if self.closes:
             return False
         try:

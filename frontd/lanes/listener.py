@@ -13,8 +13,9 @@ import socket
 import trio
 
 from frontd.config.model import Listen
-from frontd.lanes.connection import Connection, Door, handle, refuse_at_door
+from frontd.lanes.connection import Connection, Door, Identity, handle, refuse_at_door
 from frontd.lanes.service import Service
+from frontd.model.addresses import plain_ip
 from frontd.model.errors import Reason
 from frontd.model.messages import Client
 from frontd.net.streams import Stream, tcp_options
@@ -49,8 +50,8 @@ class Listener:
         return settings.public_port
 
     @property
-    def identity(self) -> tuple[str | None, int]:
-        return self.settings.address, self.settings.port
+    def identity(self) -> Identity:
+        return identity_of(self.settings)
 
     def adopt(self, settings: Listen) -> None:
         """Take over new settings for the same bound address; connections accepted from now on follow them."""
@@ -60,7 +61,7 @@ class Listener:
     @property
     def door(self) -> Door:
         settings = self.settings
-        return Door(settings.name, settings.kind, self.public_port, settings.proxy_protocol)
+        return Door(settings.name, settings.kind, self.public_port, settings.proxy_protocol, self.identity)
 
     def close(self) -> None:
         """Stop accepting; accepted connections go on."""
@@ -126,11 +127,9 @@ class Listener:
             self.connections -= 1
 
 
-def plain_ip(address: str) -> str:
-    """An IPv4 address that came through an IPv6 socket, as IPv4; scope identifiers off."""
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:]
-    return address.partition("%")[0]
+def identity_of(settings: Listen) -> Identity:
+    """What makes two listeners one: the address; for free ports, of which each bind finds another, the name as well."""
+    return settings.address, settings.port, "" if settings.port else settings.name
 
 
 def bind(settings: Listen) -> Listener:

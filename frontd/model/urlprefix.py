@@ -55,7 +55,7 @@ class Category(IntEnum):
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*)+/?|/")
-_TO_ESCAPE = re.compile(r'[ "<>\[\]^`{|}]')
+_TO_ESCAPE = re.compile(r'[ "<>?\[\]^`{|}]')
 _NEVER = re.compile(r"[\x00-\x1f\x7f\\#]|[^\x00-\x7f]")
 
 

@@ -9,12 +9,12 @@ again; `Pump` moves them upstream in a task of its own while the response may al
 
 from __future__ import annotations
 
-import ipaddress
 from email.utils import formatdate
 from typing import Protocol
 
 import trio
 
+from frontd.model.addresses import plain_ip
 from frontd.model.errors import FrontdError, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers, end_to_end
 from frontd.model.messages import Client, Request
@@ -133,7 +133,7 @@ def plain_address(text: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text))
+        return plain_ip(text)
     except ValueError:
         return None
 
@@ -149,7 +149,7 @@ def upstream_target(request: Request, strip: str) -> bytes:
 
 
 def downstream_headers(head: ResponseHead) -> Headers:
-    """The header fields of the response to the client: without hop-by-hop fields, with Via and a Date (RFC 9110 6.6.1)."""
+    """The header fields of the response to the client: no hop-by-hop fields, with Via and a Date (RFC 9110 6.6.1)."""
     headers = end_to_end(head.headers)
     if head.status == 204:
         headers.remove(b"content-length")  # RFC 9110 8.6 forbids it; some apps send it all the same

@@ -39,6 +39,7 @@ from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
 from frontd.protocol.h1 import End
 from frontd.protocol.scan import ResponseHead
+from frontd.upstream.balance import BACKOFF_FIRST
 from frontd.upstream.client import Upstream
 from frontd.upstream.pool import Lease, Pool
 
@@ -152,6 +153,9 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
                     Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
                 ) from None
             body.rewind()
+            if retried:  # where processes share a listener, the last one accepts for a moment what none will answer
+                await task_lane()
+                await trio.sleep(BACKOFF_FIRST)
         finally:
             lease.discard()  # without effect after give_back
 

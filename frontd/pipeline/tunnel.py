@@ -24,7 +24,8 @@ class Tally:
 
 
 async def tunnel(client: Stream, early: bytes, app: Stream, late: bytes, idle: float, tally: Tally) -> None:
-    """Relay until both sides ended.  `early` is what the client sent behind its request, `late` what the app sent behind its 101.
+    """Relay until both sides ended.  `early` is what the client sent behind its request, `late` what the app sent
+    behind its 101.
 
     Raises `FrontdError` with ``Timer_TunnelIdle``, or ``Connection_Dropped`` when one side was reset.
     """

@@ -136,9 +136,7 @@ class Control:
 
     def audit(self, what: str, caller: Caller, outcome: str) -> None:
         """Write down who did what, and what came of it."""
-        self.front.service.log.remark(
-            f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}"
-        )
+        self.front.service.log.remark(f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
 
     def explain(self, url: str) -> Reply:
         try:
@@ -303,9 +301,7 @@ async def _serve_caller(sock: socket.socket, answerer: Answerer, fault: Fault, f
         free.release()
 
 
-async def _one_call(
-    stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault
-) -> bool:
+async def _one_call(stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault) -> bool:
     """Answer one request; whether another may follow."""
     try:
         request = await _read_request(stream, http)

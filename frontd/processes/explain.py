@@ -198,13 +198,10 @@ def _why_not(facts: CertificateFacts, name: str | None, chosen: Known | None) ->
 
 def _site(way: Way, listener: Listen) -> str:
     """The site by UrlPrefix; redirects from http to https stand in the same table, as when requests are served."""
-    http_ports = [one.public_port for one in way.config.listen.values() if one.kind == "http"]
     pairs: list[tuple[UrlPrefix, Entry]] = [
         (url, (site.name, url, None)) for site in way.config.sites.values() for url in site.urls
     ]
-    pairs += [
-        (url, (site.name, url, site.routes.match("/"))) for url, site in redirects_to_https(way.config, http_ports, {})
-    ]
+    pairs += [(url, (name, url, to)) for url, name, to in redirects_to_https(way.config)]
     port = None if listener.public_port is None else way.port
     local = listener.address or (way.host if is_ip(way.host) else "")
     match = PrefixTable(pairs).match(way.scheme, port, way.host, local, way.path)

@@ -9,7 +9,8 @@ trace; *swap* is synchronous, so no request ever sees half of it.
 Invariants
 ----------
 * An exchange holds on to the world it began in; pools that left the configuration end when their last lease ends.
-* Listeners with an unchanged address keep their socket: no connection is refused during a reload.
+* Listeners with an unchanged address keep their socket: no connection is refused during a reload.  Connections follow
+  their listener; those of one that is gone end after the answer they are waiting for.
 * Draining: not ready, no new connections, ``Connection: close`` on what is answered, idle connections ended, and at the
   limit (``timeouts.drain``) whatever is left is cut.
 """
@@ -23,10 +24,10 @@ from dataclasses import dataclass, field
 import trio
 
 from frontd.config.load import Loaded
-from frontd.config.model import Config, Listen
+from frontd.config.model import Config
 from frontd.config.problems import ConfigProblems
 from frontd.lanes.connection import Connection
-from frontd.lanes.listener import Listener, bind
+from frontd.lanes.listener import Listener, bind, identity_of
 from frontd.lanes.service import Service
 from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.runtime import BuildProblem, build, differences
@@ -64,10 +65,13 @@ class Front:
 
     @classmethod
     def open(cls, loaded: Loaded) -> Front:
-        """Bind the listeners and build the first world.  Raises `OSError` or `BuildProblem`; nothing stays bound then."""
+        """Bind the listeners and build the first world.
+
+        Raises `OSError` or `BuildProblem`; nothing stays bound then.
+        """
         listeners = bind_all(loaded.config, [])
         try:
-            world = build(loaded.config, settings_of(listeners), 1, None)
+            world = build(loaded.config, 1, None)
         except BaseException:
             for listener in listeners:
                 listener.close()
@@ -110,7 +114,10 @@ class Front:
     # ------------------------------------------------------------------ reload
 
     async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
-        """Read, build and swap; on any error the old world stays.  `read` runs in a thread and may raise `ConfigProblems`."""
+        """Read, build and swap; on any error the old world stays.
+
+        `read` runs in a thread and may raise `ConfigProblems`.
+        """
         async with self._reloading:
             report = ReloadReport(time.time())
             try:
@@ -121,6 +128,9 @@ class Front:
                 report.errors = [str(problem) for problem in error.problems if problem.severity == "error"]
             except (BuildProblem, OSError) as error:
                 report.errors = [str(error)]
+            except Exception as error:  # a fault of ours must not take the running world along
+                report.errors = [f"{type(error).__name__}: {error}"]
+                self.service.log_fault("reload", error)
             self.last_reload = report
             self.service.log.remark(self._told(report))
             return report
@@ -137,7 +147,7 @@ class Front:
         assert nursery is not None
         listeners = bind_all(new, self.listeners)
         try:
-            world = build(new, settings_of(listeners), service.world.generation + 1, service.world)
+            world = build(new, service.world.generation + 1, service.world)
         except BaseException:
             for listener in listeners:
                 if listener not in self.listeners:
@@ -149,12 +159,16 @@ class Front:
         for listener in self.listeners:
             if listener not in listeners:
                 listener.close()
-        for listener in listeners:
+        for listener, settings in zip(listeners, new.listen.values(), strict=True):
             if listener in self.listeners:
-                listener.adopt(next(s for s in new.listen.values() if (s.address, s.port) == listener.identity))
+                listener.adopt(settings)
             else:
                 nursery.start_soon(listener.run, service, nursery)
         self.listeners = listeners
+        doors = {listener.identity: listener.door for listener in listeners}
+        for connection in list(service.connections):
+            if isinstance(connection, Connection):
+                connection.follow(doors.get(connection.door.identity))
         kept = set(world.pools.values())
         for pool in previous.pools.values():
             if pool not in kept:
@@ -197,20 +211,15 @@ class Front:
 
 
 def bind_all(config: Config, standing: list[Listener]) -> list[Listener]:
-    """Listeners for `config`; those of `standing` with an equal address are used again.  Raises `OSError`."""
+    """Listeners for `config`, in its order; those of `standing` that are the same are used again.  Raises `OSError`."""
+    same = {listener.identity: listener for listener in standing}
     listeners: list[Listener] = []
     try:
         for settings in config.listen.values():
-            same = [one for one in standing if one.identity == (settings.address, settings.port)]
-            listeners.append(same[0] if same else bind(settings))
+            listeners.append(same.get(identity_of(settings)) or bind(settings))  # noqa: PERF401
     except BaseException:
         for listener in listeners:
             if listener not in standing:
                 listener.close()
         raise
     return listeners
-
-
-def settings_of(listeners: list[Listener]) -> list[Listen]:
-    """The settings of `listeners`, in their order."""
-    return [listener.settings for listener in listeners]

@@ -7,11 +7,10 @@ of sites.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
-from frontd.config.model import Config, Listen, Route, TlsHost
+from frontd.config.model import Config, Route, TlsHost
 from frontd.config.model import Pool as PoolConfig
 from frontd.config.model import Site as SiteConfig
 from frontd.config.model import Target as TargetConfig
@@ -27,8 +26,8 @@ class BuildProblem(Exception):
     """A configuration that is valid on paper cannot be served; the text says what and why."""
 
 
-def build(config: Config, listeners: Iterable[Listen], generation: int, previous: World | None) -> World:
-    """The world of `config`.  `listeners` are those that will serve it.  Raises `BuildProblem`."""
+def build(config: Config, generation: int, previous: World | None) -> World:
+    """The world of `config`; what is unchanged is taken over from `previous`.  Raises `BuildProblem`."""
     try:
         profiles = build_profiles(config, previous.profiles.profiles if previous else [])
         pools = {name: build_pool(pool, config, previous) for name, pool in config.pools.items()}
@@ -37,8 +36,7 @@ def build(config: Config, listeners: Iterable[Listen], generation: int, previous
     states = {site.name: site.state for site in previous.all_sites} if previous else {}
     sites = {name: build_site(site, pools, states.get(name)) for name, site in config.sites.items()}
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
-    http_ports = [listen.public_port for listen in listeners if listen.kind == "http"]
-    pairs += redirects_to_https(config, http_ports, sites)
+    pairs += [(prefix, redirect_site(sites[name], to)) for prefix, name, to in redirects_to_https(config)]
     entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
     return World(
         generation=generation,
@@ -57,7 +55,7 @@ def build(config: Config, listeners: Iterable[Listen], generation: int, previous
 
 
 def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
-    """Profiles by host: every name of every certificate under the open policy, then the hosts with demands of their own."""
+    """Profiles by host: every name of every certificate under the open policy, then hosts with demands of their own."""
     certificates = [read_key_pair(certificate) for certificate in config.tls.certificates]
     hosts: dict[str, Profile] = {}
     made = list(previous)
@@ -111,13 +109,15 @@ def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
     return Destination(path, pool=pools[route.pool], strip=path if route.strip_prefix else "")
 
 
-def redirects_to_https(
-    config: Config, http_ports: list[int | None], sites: dict[str, Site]
-) -> list[tuple[UrlPrefix, Site]]:
-    """http for hosts that have only https URLs: a redirect to the same URL there (308, so that methods are kept)."""
+def redirects_to_https(config: Config) -> list[tuple[UrlPrefix, str, Destination]]:
+    """http for hosts that have only https URLs: a redirect to the same URL there (308, so that methods are kept).
+
+    Each with the UrlPrefix it stands under and the name of the site it belongs to.
+    """
+    http_ports = [listen.public_port for listen in config.listen.values() if listen.kind == "http"]
     taken = {(prefix.host, prefix.port) for site in config.sites.values() for prefix in site.urls
              if prefix.scheme == "http"}  # fmt: skip
-    pairs: list[tuple[UrlPrefix, Site]] = []
+    redirects: list[tuple[UrlPrefix, str, Destination]] = []
     for site in config.sites.values():
         for prefix in site.urls:
             if prefix.scheme != "https" or not site.redirect_http:
@@ -128,8 +128,8 @@ def redirects_to_https(
                 where = UrlPrefix("http", prefix.host, http_port or 80, "/")
                 if (prefix.host, where.port) not in taken:
                     taken.add((prefix.host, where.port))
-                    pairs.append((where, redirect_site(sites[site.name], to)))
-    return pairs
+                    redirects.append((where, site.name, to))
+    return redirects
 
 
 def redirect_site(site: Site, to: Destination) -> Site:
@@ -172,7 +172,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Poo
 
 
 def client_contexts(config: PoolConfig, kept: Pool | None) -> dict[str, Dialect]:
-    """How to speak to this pool's targets; the TLS context of a pool that stands is used again while its CA is the same."""
+    """How to speak to this pool's targets; the TLS context of a pool that stands serves on while its CA is the same."""
     plain = Dialect(lenient=config.lenient_responses)
     if not any(target.scheme == "https" for target in config.targets):
         return {"http": plain, "unix": plain}

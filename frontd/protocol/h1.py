@@ -205,7 +205,9 @@ class ServerConnection:
         Framing fields of an app that sends them here stay behind: the head has no body (RFC 9110 8.6, RFC 9112 6.1).
         """
         pairs = [(raw, value) for name, raw, value in headers if name not in FRAMING]
-        return self._send(h11.InformationalResponse(status_code=status, headers=pairs, reason=_INTERIM.get(status, b"")))
+        return self._send(
+            h11.InformationalResponse(status_code=status, headers=pairs, reason=_INTERIM.get(status, b""))
+        )
 
     def send_head(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> bytes:
         """The response head; framing fields are completed by h11, ``Connection: close`` is added when `close`."""

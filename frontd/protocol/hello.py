@@ -14,6 +14,8 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
+from frontd.model.addresses import plain_ip
+
 MAX_HELLO = 16384 + 5  # bytes; real hellos are 0.3-2 KiB, post-quantum key shares included
 HANDSHAKE = 0x16
 CLIENT_HELLO = 1
@@ -156,13 +158,7 @@ def _address(text: str, port: str, version: int) -> tuple[str, int]:
         raise BadHello("the PROXY header holds no IP address") from None
     if address.version != version or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise BadHello("the PROXY header's addresses do not fit its family")
-    return _plain(address), int(port)
-
-
-def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The address as text; an IPv4-mapped one, as a balancer with IPv6 sockets sends it, as IPv4; without scope."""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address).partition("%")[0]
+    return plain_ip(address), int(port)
 
 
 def _proxy_2(buffer: bytes) -> ProxyHeader | Need:
@@ -179,7 +175,6 @@ def _proxy_2(buffer: bytes) -> ProxyHeader | Need:
     width = 4 if family >> 4 == 1 else 16
     if length < 2 * width + 4:
         raise BadHello("the PROXY version 2 header is too short for its family")
-    source = _plain(ipaddress.ip_address(buffer[16 : 16 + width]))
-    destination = _plain(ipaddress.ip_address(buffer[16 + width : 16 + 2 * width]))
+    source, destination = plain_ip(buffer[16 : 16 + width]), plain_ip(buffer[16 + width : 16 + 2 * width])
     source_port, destination_port = struct.unpack_from("!HH", buffer, 16 + 2 * width)
     return ProxyHeader(size, (source, source_port), (destination, destination_port))

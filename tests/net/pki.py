@@ -21,7 +21,7 @@ from frontd.config.model import Certificate
 
 
 class Pki:
-    """Files under `where`: ``NAME.crt`` and ``NAME.key``; ``ca.pem`` for the servers, ``clients.pem`` for the clients."""
+    """Files under `where`: ``NAME.crt``, ``NAME.key``; ``ca.pem`` made the servers', ``clients.pem`` the clients'."""
 
     def __init__(self, where: Path) -> None:
         self.where = where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -37,10 +38,8 @@ class Secure(trio.abc.Stream):
 
     def hello(self) -> bytes:
         """The ClientHello; whoever takes it sends it."""
-        try:
+        with suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
         return self._out.read()
 
     async def do_handshake(self) -> None:
@@ -110,7 +109,8 @@ class Tls(Line):
         """The names in the server's certificate."""
         found = self.tls.getpeercert()
         assert found is not None
-        return {str(value) for _, value in found["subjectAltName"]}
+        names: Any = found["subjectAltName"]
+        return {value for _, value in names}
 
 
 async def tls_line(stage: Stage, context: ssl.SSLContext, name: str | None, **more: Any) -> Tls:
@@ -147,3 +147,16 @@ sites:
 pools:
   app: {{targets: ["{target}"]}}
 """
+
+
+HOSTS = """hosts: {{
+    locked.test: {{client_certificate: required, ca: {ca}, crl: {crl}}},
+    locked2.test: {{client_certificate: required, ca: {ca}, crl: {crl}}},
+    optional.test: {{client_certificate: optional, ca: {ca}}}}}
+"""
+URLS = "[https://locked.test/, https://locked2.test/, https://optional.test/, https://open.test/, https://a.test/]"
+
+
+def locked_site(pki: Pki, target: str, *, default: str = "", extra: str = "") -> str:
+    tls = HOSTS.format(ca=pki.client_ca, crl=pki.crl) + (f"  default: {default}\n" if default else "")
+    return secure_site(target, f"{pki.entry('locked')}, {pki.entry('a')}", tls, URLS, extra)

@@ -119,15 +119,16 @@ def test_the_host_is_canonical_and_the_authority_as_sent(field: str, host: str) 
     assert request.authority == field.encode()
 
 
+NO_HOSTS = r"""
+. .. a..b .a -a.test a-.test a.test:x a.test:65536 a.test:123456 a.test:-1 a.test:+1 a.test:80:80 a,b a/b a?b
+a#b a;b a'b a<b a\b a"b me@a.test a%00 a%2etest http://a.test * + *.test 1.2.3 1.2.3.4.5 256.1.1.1 ::1 [::1
+::1] [] [a.test] [cafe.de] [1.2.3.4] [::1%25eth0] [::1%eth0] [::1]x [v1.x]
+"""
+
+
 @pytest.mark.parametrize(
-    "field",
-    [
-        "", "a b", "a\tb", "a" * 64, "a." * 127 + "a", "\xe4.test", "a\xad.test",
-        *[".", "..", "a..b", ".a", "-a.test", "a-.test", "a.test:x", "a.test:65536", "a.test:123456", "a.test:-1", "a.test:+1", "a.test:80:80", "a,b", "a/b"],
-        *["a?b", "a#b", "a;b", "a'b", "a<b", "a\\b", 'a"b', "me@a.test", "a%00", "a%2etest", "http://a.test", "*", "+", "*.test", "1.2.3", "1.2.3.4.5", "256.1.1.1"],
-        *["::1", "[::1", "::1]", "[]", "[a.test]", "[cafe.de]", "[1.2.3.4]", "[::1%25eth0]", "[::1]x", "[v1.x]"],
-    ],
-)  # fmt: skip
+    "field", ["", "a b", "a\tb", "a" * 64, "a." * 127 + "a", "\xe4.test", "a\xad.test", *NO_HOSTS.split()]
+)
 def test_a_host_that_is_none_is_refused(field: str) -> None:
     error = refusal(head("GET", "/", ("Host", field)))
     assert (error.reason, error.status) == (Reason.Hostname, 400)

@@ -63,7 +63,9 @@ async def test_hop_by_hop_fields_end_here(tmp_path: Path) -> None:
                          b"x-forwarded-host"}  # fmt: skip
 
 
-@pytest.mark.parametrize("named", ["Host", "Content-Length", "X-Forwarded-For", "Forwarded", "Via", "Transfer-Encoding"])
+@pytest.mark.parametrize(
+    "named", ["Host", "Content-Length", "X-Forwarded-For", "Forwarded", "Via", "Transfer-Encoding"]
+)
 async def test_naming_our_own_fields_in_connection_changes_nothing(tmp_path: Path, named: str) -> None:
     """A client that could remove framing or identity fields could smuggle or pose as somebody else."""
     async with app() as it, front(one_pool(it.url), tmp_path) as stage:
@@ -73,9 +75,9 @@ async def test_naming_our_own_fields_in_connection_changes_nothing(tmp_path: Pat
         )
         assert head.startswith(b"HTTP/1.1 200 ")
         assert it.bodies == [b"hello"]
-        for name, value in [("Host", b"a.test"), ("Content-Length", b"5"), ("X-Forwarded-For", b"127.0.0.1"),
-                            ("Forwarded", b"for=127.0.0.1;host=a.test;proto=http"), ("Via", b"1.1 frontd")]:  # fmt: skip
-            assert field(it.heads[0], name) == [value]
+        expected = {"Host": b"a.test", "Content-Length": b"5", "X-Forwarded-For": b"127.0.0.1", "Via": b"1.1 frontd",
+                    "Forwarded": b"for=127.0.0.1;host=a.test;proto=http"}  # fmt: skip
+        assert {name: field(it.heads[0], name) for name in expected} == {name: [expected[name]] for name in expected}
         assert field(it.heads[0], "Transfer-Encoding") == []
 
 
@@ -139,7 +141,7 @@ async def test_fields_with_an_underscore_are_dropped_and_counted(tmp_path: Path)
 )
 async def test_what_a_trusted_proxy_reports(tmp_path: Path, trusted: str, reported: str, address: str) -> None:
     async with app() as it:
-        text = one_pool(it.url, extra=f'trusted_proxies: [{", ".join(f"{one!r}" for one in trusted.split(", "))}]')
+        text = one_pool(it.url, extra=f"trusted_proxies: [{', '.join(f'{one!r}' for one in trusted.split(', '))}]")
         async with front(text, tmp_path) as stage:
             line = await stage.connect()
             await line.get("/", f"X-Forwarded-For: {reported}", "X-Forwarded-Proto: https", "X-Forwarded-Host: b.test",
@@ -363,7 +365,7 @@ async def test_continue_is_said_by_the_front_when_somebody_reads(tmp_path: Path)
         line = await stage.connect()
         await line.send(b"POST / HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         assert await line.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
-        head, body = await line.ask(b"abc")
+        _, body = await line.ask(b"abc")
         assert body == b"ok"
         assert it.bodies == [b"abc"]
         assert field(it.heads[0], "Expect") == []
@@ -396,7 +398,7 @@ async def test_the_answer_streams_while_the_request_still_does(tmp_path: Path) -
             assert await line.read_exactly(len(text) + 2) == text + b"\r\n"
         await line.send(b"0\r\n\r\n")
         assert await line.read_exactly(5) == b"0\r\n\r\n"
-        head, body = await line.get("/next")
+        _, body = await line.get("/next")
         assert body == b"ok"
         assert it.connections == 1
 
@@ -476,7 +478,7 @@ async def test_an_app_that_answers_without_reading_the_rest_is_not_cut(tmp_path:
         await line.send(b"PUT / HTTP/1.1\r\n" + HOST + b"Content-Length: 100000000\r\n\r\n")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(line.send, b"x" * 50_000_000)
-            head, body = await line.message()
+            _, body = await line.message()
             nursery.cancel_scope.cancel()
         assert body == b"." * 20
         assert stage.reasons == {}
@@ -502,7 +504,7 @@ async def test_a_large_body_goes_through_in_pieces_and_unchanged(tmp_path: Path)
     payload = bytes(range(256)) * 20_000  # 5 MB
     async with app() as it, front(one_pool(it.url), tmp_path) as stage:
         line = await stage.connect()
-        head, body = await line.ask(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
+        _, body = await line.ask(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(payload) + payload)
         assert body == b"ok"
         assert it.bodies == [payload]
         assert field(it.heads[0], "Content-Length") == [b"%d" % len(payload)]

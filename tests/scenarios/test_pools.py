@@ -46,8 +46,7 @@ async def test_the_queue_is_here_and_not_in_the_app(tmp_path: Path, autojump_clo
 
         async def client() -> None:
             line = await stage.connect()
-            for _ in range(4):
-                answers.append((await line.get())[1])
+            answers.extend([(await line.get())[1] for _ in range(4)])
 
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -109,7 +108,10 @@ async def test_waited_out_while_the_app_is_busy(tmp_path: Path, autojump_clock: 
         await trio.sleep(20)
         await line.send(OK)
 
-    async with app(slow) as it, front(one_pool(it.url, pool="concurrency: 1\n    queue: {wait: 5s}"), tmp_path) as stage:
+    async with (
+        app(slow) as it,
+        front(one_pool(it.url, pool="concurrency: 1\n    queue: {wait: 5s}"), tmp_path) as stage,
+    ):
         busy, line = await stage.connect(), await stage.connect()
         await busy.send(GET)
         await settled()
@@ -496,9 +498,43 @@ async def test_an_app_that_restarts_under_load_fails_no_get(
             async with app(working(how), port=port):
                 before = len(load.answers)
                 await trio.sleep(1)
-                assert len(load.answers) > before + 100
+                assert len(load.answers) > before + 50
                 load.stopped = True
                 await trio.sleep(5)
+        load.check(200)
+
+
+async def test_an_app_whose_listener_outlives_its_work(tmp_path: Path, autojump_clock: object) -> None:
+    """Several processes share a listener; when they are killed, the last one still accepts what it will never answer."""
+    port = free_port()
+    dead = False
+
+    async def work(line: Line) -> None:
+        while not dead and await line.head():
+            with trio.move_on_after(0.02):
+                await ended.wait()
+            if dead:
+                reset(line)
+                return
+            await line.send(OK)
+
+    async with front(one_pool(f"http://127.0.0.1:{port}"), tmp_path) as stage:
+        load = Load(stage)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.run, 12)
+            for _ in range(5):
+                dead, ended = False, trio.Event()
+                async with app(work, port=port):
+                    await trio.sleep(0.6)
+                    dead = True
+                    ended.set()
+                    await trio.sleep(0.02)
+                await trio.sleep(0.1)
+            dead, ended = False, trio.Event()
+            async with app(work, port=port):
+                await trio.sleep(1)
+                load.stopped = True
+                await trio.sleep(2)
         load.check(200)
 
 

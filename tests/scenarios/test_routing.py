@@ -73,7 +73,9 @@ SITES = {
 async def test_the_site_of_a_request(tmp_path: Path, host: str, path: str, answer: str) -> None:
     async with AsyncExitStack() as stack:
         there = await apps(stack, *SITES)
-        sites = "".join(f"  {name}: {{urls: ['{url}'], routes: {{/: '{there[name].url}'}}}}\n" for name, url in SITES.items())
+        sites = "".join(
+            f"  {name}: {{urls: ['{url}'], routes: {{/: '{there[name].url}'}}}}\n" for name, url in SITES.items()
+        )
         text = f"""
 listen:
   http: {{port: 0, public_port: 80}}
@@ -94,8 +96,8 @@ listen:
   http: {{port: 0, public_port: 80}}
   other: {{kind: http, address: 127.0.0.1, port: 0, public_port: 8081}}
 sites:
-  one: {{urls: ["http://a.test/"], routes: {{/: "{there['front'].url}"}}}}
-  two: {{urls: ["http://a.test:8081/"], routes: {{/: "{there['back'].url}"}}}}
+  one: {{urls: ["http://a.test/"], routes: {{/: "{there["front"].url}"}}}}
+  two: {{urls: ["http://a.test:8081/"], routes: {{/: "{there["back"].url}"}}}}
 """
         stage = await stack.enter_async_context(front(text, tmp_path))
         assert await said(await stage.connect("http"), "a.test:8081") == "front"

@@ -1,4 +1,4 @@
-"""Everything at once: clients that come and leave, apps that die and come back; nothing may be lost or held for ever."""
+"""Everything at once: clients come and leave, apps die and come back; nothing is lost or held for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
 from frontd.upstream.pool import Pool
 from tests.upstream.parts import Names, ask, is_settled, running, settings, take, target
-from tests.wire import Line, OK, app, free_port
+from tests.wire import OK, Line, app, free_port
 
 CLIENTS = 60
 
@@ -25,7 +25,9 @@ async def test_no_lease_and_no_place_in_the_queue_is_ever_lost(seed: int, autoju
     served = 0
     names = Names({"app.test": ["127.0.0.1"]})
     targets = (target("127.0.0.1", ports[0]), target("app.test", ports[1]))
-    pool = Pool(settings(*targets, concurrency=concurrency, queue_limit=20, queue_wait=3.0, resolve=1.0, keep_alive=0.5))
+    pool = Pool(
+        settings(*targets, concurrency=concurrency, queue_limit=20, queue_wait=3.0, resolve=1.0, keep_alive=0.5)
+    )
 
     async def work(line: Line) -> None:
         while await line.head():

@@ -16,7 +16,7 @@ from frontd.net.tls import client_context
 from frontd.upstream.client import Dialect
 from frontd.upstream.pool import Pool, Target
 from tests.upstream.parts import ask, running, settings, take, target
-from tests.wire import Line, OK, Script, app, free_port, front
+from tests.wire import OK, Line, Script, app, free_port, front
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ async def test_an_app_with_a_certificate_of_its_own_ca(ca: trustme.CA, ca_file: 
 
 
 @pytest.mark.parametrize("case", ["other CA", "system CAs", "other name", "address instead of name"])
-async def test_an_untrusted_app_is_refused_at_once(ca: trustme.CA, ca_file: Path, case: str, autojump_clock: object) -> None:
+async def test_an_untrusted_app_is_refused_at_once(
+    ca: trustme.CA, ca_file: Path, case: str, autojump_clock: object
+) -> None:
     names = {"other name": "other.test", "address instead of name": "127.0.0.2"}
     server = trustme.CA() if case == "other CA" else ca
     file = None if case == "system CAs" else ca_file
