@@ -30,6 +30,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import idna
@@ -131,6 +132,7 @@ def canonical_prefix(path: str) -> str:
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
+@lru_cache(maxsize=4096)  # requests repeat the same few names; a stranger's many names push each other out
 def canonical_host(host: str) -> str:
     """A host name or IP literal (IPv6 without brackets) in compared form: lower case, A-labels, no final dot.
 

@@ -48,6 +48,13 @@ _INTERIM = {
 }
 
 
+_END: Final = h11.EndOfMessage()  # validating its empty headers again for each message costs microseconds
+
+
+def _end_of(trailers: Headers) -> h11.EndOfMessage:
+    return h11.EndOfMessage(headers=trailers.pairs()) if len(trailers) else _END
+
+
 class End:
     """Says that a body is complete; carries the trailer fields."""
 
@@ -224,7 +231,7 @@ class ServerConnection:
 
     def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
         """The end of the answer; `trailers` are sent only when the framing is chunked."""
-        return self._send(h11.EndOfMessage(headers=trailers.pairs() if self._chunked_out else []))
+        return self._send(_end_of(trailers) if self._chunked_out else _END)
 
     def _send(self, event: h11.Event) -> bytes:
         data = self._h11.send(event)
@@ -295,7 +302,7 @@ class ClientConnection:
         return self._send(h11.Data(data=data))
 
     def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
-        return self._send(h11.EndOfMessage(headers=trailers.pairs() if self._chunked_out else []))
+        return self._send(_end_of(trailers) if self._chunked_out else _END)
 
     def _send(self, event: h11.Event) -> bytes:
         data = self._h11.send(event)

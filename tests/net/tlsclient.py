@@ -113,10 +113,17 @@ class Tls(Line):
         return {value for _, value in names}
 
 
-async def tls_line(stage: Stage, context: ssl.SSLContext, name: str | None, **more: Any) -> Tls:
-    """A line to the listener ``https`` with the handshake done."""
-    line = await stage.connect("https")
-    secure = Secure(line.stream, context, name, **more)
+async def tls_line(
+    stage: Stage,
+    context: ssl.SSLContext,
+    name: str | None,
+    *,
+    session: ssl.SSLSession | None = None,
+    line: Line | None = None,
+) -> Tls:
+    """A line to the listener ``https`` (or through `line`) with the handshake done."""
+    line = line or await stage.connect("https")
+    secure = Secure(line.stream, context, name, session)
     try:
         await secure.do_handshake()
     except BaseException:
