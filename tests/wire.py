@@ -112,7 +112,8 @@ class Line:
             while size := int((await self.read_until(b"\r\n")).split(b";")[0], 16):
                 body += await self.read_exactly(size)
                 await self.read_exactly(2)
-            await self.read_until(b"\r\n")
+            while await self.read_until(b"\r\n") not in (b"\r\n", b""):  # trailer fields
+                pass
             return head, body
         return head, b""
 

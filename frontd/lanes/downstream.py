@@ -19,6 +19,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
 from frontd.model.messages import Exchange
 from frontd.net.streams import RATE_WINDOW, Broken, Stream
+from frontd.pipeline.forward import PARTS_IN_A_ROW
 from frontd.pipeline.world import body_too_large
 from frontd.protocol.h1 import NO_TRAILERS, End, ServerConnection
 
@@ -80,11 +81,14 @@ class H1Downstream:
         Raises `FrontdError` with ``Timer_DrainEntityBody`` or what else ends it.
         """
         deadline = trio.current_time() + self.timeouts.drain_entity_body  # for all of it, as in HTTP.sys
-        left = limit
+        left, parts = limit, 0
         while not isinstance(part := self.http.next_body(), End):
             left -= len(part or b"")
             if left < 0:
                 return False
+            parts += 1
+            if parts % PARTS_IN_A_ROW == 0:  # a body in small chunks leaves the others their turn
+                await trio.lowlevel.checkpoint()
             if part is None:
                 await self._receive(deadline, Reason.Timer_DrainEntityBody)
         return True

@@ -24,6 +24,8 @@ from frontd.protocol.h1 import NO_TRAILERS, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
 
+PARTS_IN_A_ROW = 16  # of at most 64 KiB, or of as many chunks as are walked at once
+
 
 class Downstream(Protocol):
     """The client's side of one exchange, whatever its protocol.
@@ -274,8 +276,12 @@ class Pump:
     async def run(self, scope: trio.CancelScope) -> None:
         """Until the body is complete.  A fault of the client cancels `scope`; a fault of the app, which may be that it
         reads no more, only ends the pump, since its answer may already be on the way."""
+        parts = 0
         try:
             while True:
+                parts += 1
+                if parts % PARTS_IN_A_ROW == 0:  # a body in small chunks leaves the others their turn
+                    await trio.lowlevel.checkpoint()
                 await self.upstream.flush(self.stall)
                 self._waits = True
                 part = await self.body.next()

@@ -27,6 +27,7 @@ from frontd.model.messages import Exchange, Request
 from frontd.net.traps import readable, task_lane
 from frontd.pipeline.answers import PHRASES, error_response, redirect_response
 from frontd.pipeline.forward import (
+    PARTS_IN_A_ROW,
     Downstream,
     Pump,
     RequestBody,
@@ -44,7 +45,6 @@ from frontd.upstream.client import Upstream
 from frontd.upstream.pool import Lease, Pool
 
 MOST_ATTEMPTS = 4
-PARTS_IN_A_ROW = 16  # of at most 64 KiB
 PASSED_1XX = frozenset((102, 103))  # 100 is answered by whoever reads the body, 101 begins a tunnel
 
 

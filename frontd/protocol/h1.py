@@ -158,8 +158,6 @@ class ServerConnection:
             del buffer[:2]
             self._fresh = False
             self._scanned = 0
-        if self._fresh and buffer == b"\r":
-            return None
         head = scan_request(buffer, limits, self._scanned)
         if head is None:
             self._scanned = len(buffer)

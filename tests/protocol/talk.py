@@ -154,3 +154,33 @@ def client_hears(
 
 def answered(head: ResponseHead) -> Message:
     return Message((head.status, head.reason, head.version), pairs(head.headers))
+
+
+# ------------------------------------------------------------------------------------------- one step after the other
+
+
+def ask(http: ServerConnection, data: bytes) -> RequestHead:
+    """Let a request arrive; its head."""
+    http.receive(data)
+    head = http.next_head(WireLimits())
+    assert head is not None
+    return head
+
+
+def request(line: str = "GET / HTTP/1.1", *fields: str, body: bytes = b"") -> bytes:
+    """A request with a Host."""
+    return "".join(f"{text}\r\n" for text in (line, "Host: a", *fields, "")).encode() + body
+
+
+def read(http: ServerConnection | ClientConnection) -> bytes:
+    """The rest of a body that is there to its end."""
+    body = b""
+    while not isinstance(part := http.next_body(), End):
+        assert part is not None
+        body += part
+    return body
+
+
+def now(state: bool) -> bool:
+    """A state as it is now: mypy would otherwise believe that a property never changes."""
+    return state

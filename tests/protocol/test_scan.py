@@ -70,6 +70,16 @@ def test_fields_are_counted() -> None:
     assert "limits.max_fields (3 fields)" in error.hint
 
 
+def test_the_verdict_does_not_depend_on_how_much_came_at_once() -> None:
+    # an error behind the limit was not there yet when the limit was passed
+    limits = WireLimits(max_head=30)
+    assert refusal(START[:20] + b"a" * 11, limits).reason is Reason.RequestLength
+    assert refusal(START[:20] + b"a" * 20 + b"\x01\r\n\r\n", limits).reason is Reason.RequestLength
+    # and one before it was seen before anybody counted
+    assert refusal(START[:20] + b"\x01" + b"a" * 20, limits).reason is Reason.Header
+    assert refusal(START + b"b\n:\r\nc:\r\nd:\r\n\r\n", WireLimits(max_fields=2)).reason is Reason.Invalid_CRLF
+
+
 def h11_accepts(data: bytes) -> bool:
     http = h11.Connection(h11.SERVER)
     http.receive_data(data)

@@ -9,7 +9,7 @@ import trio
 
 from frontd.lanes.connection import Connection
 from tests.scenarios.bystander import Behaviour, behaving, bystander, logged, small_window
-from tests.wire import Line, app, front, one_pool, settled
+from tests.wire import OK, Line, app, front, one_pool, settled
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 OLD_GET = b"GET / HTTP/1.0\r\nHost: a.test\r\n\r\n"
@@ -210,8 +210,33 @@ async def test_an_app_that_never_answers(tmp_path: Path, autojump_clock: object)
         assert it.connections == 2  # the app may have done what was asked: it is not asked again
 
 
-async def test_a_flood_of_interim_answers_keeps_nobody_from_his_turn(tmp_path: Path) -> None:
-    """1xx without end to a client that does not read: they wait in the app, and others are served meanwhile."""
+async def test_many_interim_answers_keep_nobody_from_his_turn(tmp_path: Path) -> None:
+    """3000 at once, for a client that is told of none (HTTP/1.0): somebody else is served in between."""
+    flooded = trio.Event()
+    order: list[str] = []
+
+    async def flood(line: Line, _: bytes) -> None:
+        await line.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 3000 + OK)
+        flooded.set()
+        await line.read_to_end()
+
+    async def read(line: Line, name: str) -> None:
+        assert (await line.message())[1] == b"ok"
+        order.append(name)
+
+    async with app(behaving(flood)) as it, front(one_pool(it.url), tmp_path) as stage:
+        line, other = await stage.connect(), await stage.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, line, "flooded")
+            nursery.start_soon(read, other, "other")
+            await line.send(OLD_GET)
+            await flooded.wait()
+            await other.send(GET.replace(b"GET / ", b"POST /bystander ").replace(b"\r\n\r\n", TEN))
+    assert order == ["other", "flooded"]
+
+
+async def test_interim_answers_without_end_wait_in_the_app(tmp_path: Path) -> None:
+    """For a client that does not read: what is held here is bounded, and others are served meanwhile."""
     sent = 0
 
     async def flood(line: Line, _: bytes) -> None:

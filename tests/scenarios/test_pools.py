@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,45 @@ async def test_a_kept_connection_that_died_does_not_count_as_the_retry(tmp_path:
         assert it.connections == 3
 
 
+def once_each(seconds: list[int]) -> Script:
+    """Connections that answer one request and end without an answer at the second, which is noted."""
+
+    async def script(line: Line) -> None:
+        if await line.head():
+            await line.send(OK)
+        if await line.head():
+            seconds.append(line.number)
+
+    return script
+
+
+async def test_where_one_kept_connection_died_the_others_are_not_tried(tmp_path: Path) -> None:
+    seconds: list[int] = []
+    async with app(once_each(seconds)) as it, front(one_pool(it.url), tmp_path) as stage:
+        lines = [await stage.connect() for _ in range(3)]
+        for line in lines:
+            await line.send(GET)
+        for line in lines:
+            assert (await line.message())[1] == b"ok"
+        assert (await lines[0].get())[1] == b"ok"
+        assert len(seconds) == 1
+        assert it.connections == 4
+
+
+async def test_even_kept_connections_are_not_tried_for_ever(tmp_path: Path) -> None:
+    seconds: list[int] = []
+    async with AsyncExitStack() as stack:
+        replicas = [await stack.enter_async_context(app(once_each(seconds))) for _ in range(6)]
+        targets = '", "'.join(it.url for it in replicas)
+        stage = await stack.enter_async_context(front(one_pool(targets), tmp_path))
+        line = await stage.connect()
+        for _ in replicas:
+            assert (await line.get())[1] == b"ok"
+        head, _ = await line.get()
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert len(seconds) == 4
+
+
 async def test_a_post_on_a_kept_connection_that_dies_is_not_repeated(tmp_path: Path) -> None:
     heard = 0
 
@@ -505,15 +545,14 @@ async def test_an_app_that_restarts_under_load_fails_no_get(
 
 
 async def test_an_app_whose_listener_outlives_its_work(tmp_path: Path, autojump_clock: object) -> None:
-    """Several processes share a listener; when they are killed, the last one still accepts what it will never answer."""
+    """Several processes share a listener; when they are killed, the last one accepts what it will never answer."""
     port = free_port()
-    dead = False
+    killed = trio.Event()
 
     async def work(line: Line) -> None:
-        while not dead and await line.head():
+        while await line.head():
             with trio.move_on_after(0.02):
-                await ended.wait()
-            if dead:
+                await killed.wait()
                 reset(line)
                 return
             await line.send(OK)
@@ -523,14 +562,13 @@ async def test_an_app_whose_listener_outlives_its_work(tmp_path: Path, autojump_
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.run, 12)
             for _ in range(5):
-                dead, ended = False, trio.Event()
+                killed = trio.Event()
                 async with app(work, port=port):
                     await trio.sleep(0.6)
-                    dead = True
-                    ended.set()
+                    killed.set()
                     await trio.sleep(0.02)
                 await trio.sleep(0.1)
-            dead, ended = False, trio.Event()
+            killed = trio.Event()
             async with app(work, port=port):
                 await trio.sleep(1)
                 load.stopped = True
