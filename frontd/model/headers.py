@@ -139,4 +139,4 @@ def without_underscores(headers: Headers) -> tuple[Headers, int]:
 def announced_trailers(head: Headers, trailers: Headers) -> Headers:
     """The trailer fields that may pass: announced in ``Trailer``, of no forbidden kind (RFC 9110 6.5.1, 6.6.2)."""
     announced = set(head.tokens(b"trailer")) - NOT_IN_TRAILERS
-    return Headers(item for item in trailers.items if item[0] in announced)
+    return Headers(item for item in trailers.items if item[0] in announced and b"_" not in item[0])

@@ -63,13 +63,15 @@ VIA = b"1.1 frontd"
 def upstream_headers(request: Request, client: Client) -> Headers:
     """The header fields of the request to the app."""
     headers = end_to_end(request.headers)
-    dropped = (b"host", b"expect", b"content-length") if request.content_length is None else (b"host", b"expect")
-    headers.items = [item for item in headers.items if item[0] not in dropped]
+    headers.items = [item for item in headers.items if item[0] not in (b"host", b"expect", b"content-length")]
     if not client.is_trusted_proxy:
         headers.items = [item for item in headers.items if item[0].replace(b"_", b"-") not in CLIENT_FIELDS]
-    headers.items.insert(0, (b"host", b"Host", request.authority))
+    # HTTP/1.0 knows requests without Host, HTTP/1.1 does not: the address the client came to stands in for the name
+    headers.items.insert(0, (b"host", b"Host", request.authority or _literal(client.local_address)))
     if request.chunked:
-        headers.set(b"Transfer-Encoding", b"chunked")
+        headers.add(b"Transfer-Encoding", b"chunked")
+    elif request.content_length is not None:
+        headers.add(b"Content-Length", b"%d" % request.content_length)
     if request.upgrade:
         headers.set(b"Connection", b"Upgrade")
         headers.set(b"Upgrade", request.upgrade)
@@ -81,6 +83,10 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     _continue_list(headers, b"Forwarded", _forwarded(request, client))
     _continue_list(headers, b"Via", VIA)
     return headers
+
+
+def _literal(address: str) -> bytes:
+    return f"[{address}]".encode() if ":" in address else address.encode()
 
 
 def _continue_list(headers: Headers, name: bytes, value: bytes) -> None:
@@ -146,7 +152,7 @@ def upstream_target(request: Request, strip: str) -> bytes:
         return b"*"
     path = request.path
     if strip and len(path) >= len(strip) - 1:
-        path = "/" + path[len(strip) :]
+        path = "/" + path[len(strip) :].lstrip("/")  # "//x" would be read as a host by whoever resolves it
     return (path if request.query is None else f"{path}?{request.query}").encode("latin-1")
 
 

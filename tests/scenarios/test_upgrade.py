@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.upstream.parts import reset
 from tests.wire import App, Line, Script, Stage, app, free_port, front, one_pool, settled
 
 ASK = (
@@ -296,10 +295,3 @@ async def test_an_upgrade_that_fails_before_101_is_sent_again(tmp_path: Path) ->
         assert (await line.head()).startswith(b"HTTP/1.1 101 ")
         assert it.connections == 2
         await line.close()
-
-
-def reset(line: Line) -> None:
-    """End the connection with RST."""
-    assert isinstance(line.stream, trio.SocketStream)
-    line.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    line.stream.socket.close()

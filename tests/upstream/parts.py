@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from frontd.model.headers import Headers
 from frontd.protocol.h1 import End
 from frontd.upstream.client import Dialect
 from frontd.upstream.pool import Lease, Pool, PoolSettings, Target
+from tests.wire import Line
 
 CONNECT = 5.0  # s, the default of timeouts.connect
 
@@ -106,3 +108,10 @@ async def ask(lease: Lease) -> None:
         if part is None:
             await trio.lowlevel.wait_readable(upstream.stream.sock)
     lease.give_back()
+
+
+def reset(line: Line) -> None:
+    """End the connection with RST."""
+    assert isinstance(line.stream, trio.SocketStream)
+    line.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.stream.socket.close()
