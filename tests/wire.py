@@ -109,13 +109,20 @@ class Line:
             return head, await self.read_exactly(int(length.group(1)))
         if re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
             body = b""
-            while size := int((await self.read_until(b"\r\n")).split(b";")[0], 16):
+            while size := int((await self.whole_line()).split(b";")[0], 16):
                 body += await self.read_exactly(size)
                 await self.read_exactly(2)
             while await self.read_until(b"\r\n") not in (b"\r\n", b""):  # trailer fields
                 pass
             return head, body
         return head, b""
+
+    async def whole_line(self) -> bytes:
+        """A line with its CR LF.  Raises `EOFError` when the other side ends inside it."""
+        line = await self.read_until(b"\r\n")
+        if not line.endswith(b"\r\n"):
+            raise EOFError(f"{line!r}, then the end")
+        return line
 
     async def ask(self, request: bytes) -> tuple[bytes, bytes]:
         """Send a request and read one response."""

@@ -237,8 +237,8 @@ class ServerConnection:
 
     @property
     def answered(self) -> bool:
-        """Whether a final response head went out in this cycle."""
-        return self._h11.our_state in (h11.SEND_BODY, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        """Whether a final response head went out in this cycle, or could not: then nothing more can be sent either."""
+        return self._h11.our_state in (h11.SEND_BODY, h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 
     @property
     def answer_complete(self) -> bool:

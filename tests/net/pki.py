@@ -59,10 +59,11 @@ class Pki:
     def pair(self, name: str) -> KeyPair:
         return read_key_pair(Certificate(cert=self.cert(name), key=self.key(name)))
 
-    def revoke(self, *names: str) -> bytes:
-        """A CRL of the clients' authority."""
-        issuer = x509.load_pem_x509_certificate(self.clients.cert_pem.bytes())
-        key = load_pem_private_key(self.clients.private_key_pem.bytes(), None)
+    def revoke(self, *names: str, by: trustme.CA | None = None) -> bytes:
+        """A CRL, of the clients' authority or of another one."""
+        authority = by or self.clients
+        issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+        key = load_pem_private_key(authority.private_key_pem.bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         now = datetime.datetime.now(datetime.UTC)
         crl = x509.CertificateRevocationListBuilder(issuer.subject, now, now + datetime.timedelta(days=1))

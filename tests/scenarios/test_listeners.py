@@ -58,9 +58,10 @@ async def test_without_an_address_both_families_are_heard_and_told_apart(tmp_pat
 
 
 @needs_ipv6
-async def test_an_ipv6_listener_hears_ipv6_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["::1", "::"])
+async def test_an_ipv6_listener_hears_ipv6_alone(tmp_path: Path, address: str) -> None:
     async with app() as it:
-        text = one_pool(it.url).replace("{port: 0}", "{address: '::1', port: 0}")
+        text = one_pool(it.url).replace("{port: 0}", f"{{address: '{address}', port: 0}}")
         async with front(text, tmp_path) as stage:
             line = await to(stage, "::1")
             assert (await line.get("/", host="[::1]"))[1] == b"ok"
@@ -167,6 +168,7 @@ async def test_a_listener_closed_between_wake_up_and_accept_ends_quietly(tmp_pat
         trio.lowlevel.remove_instrument(instrument)
         assert instrument.happened
         assert (await line.get())[1] == b"ok"  # what was accepted goes on
+        assert "accepting again" not in stage.log("error")
 
 
 @contextmanager

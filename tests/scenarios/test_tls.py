@@ -196,11 +196,12 @@ async def test_an_optional_certificate(pki: Pki, tmp_path: Path, version: str) -
 async def test_a_ca_beside_the_revocation_lists_is_not_trusted(pki: Pki, tmp_path: Path) -> None:
     """OpenSSL would take certificates out of the CRL file as authorities."""
     crl = tmp_path / "both.crl"
-    crl.write_bytes(pki.strangers.cert_pem.bytes() + pki.revoke() + pki.revoke("revoked"))
+    crl.write_bytes(pki.strangers.cert_pem.bytes() + pki.revoke(by=pki.strangers) + pki.revoke("revoked"))
     tls = f"hosts: {{locked.test: {{client_certificate: required, ca: {pki.client_ca}, crl: {crl}}}}}"
     text = secure_site("http://127.0.0.1:1", pki.entry("locked"), tls, "[https://locked.test/]")
     async with front(text, tmp_path) as stage:
         assert "UNKNOWN_CA" in await refused(stage, client_context(pki, "stranger"), "locked.test")
+        assert "CERTIFICATE_REVOKED" in await refused(stage, client_context(pki, "revoked"), "locked.test")
 
 
 # ---------------------------------------------------------------------------------------------------- resumption
