@@ -87,10 +87,9 @@ def build_profile(certificate: KeyPair, demands: TlsHost, previous: Iterable[Pro
         required = demands.client_certificate == "required"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         try:
-            context.load_verify_locations(cadata=authority.decode("ascii"))
+            _trust(context, authority)
             if revocation:
-                with _MemoryFile(revocation) as file:
-                    context.load_verify_locations(cafile=file.path)
+                _trust(context, revocation)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         except ssl.SSLError as error:
             raise CertificateProblem(f"{demands.ca}: OpenSSL refuses it ({error.reason or error})") from None
@@ -99,6 +98,12 @@ def build_profile(certificate: KeyPair, demands: TlsHost, previous: Iterable[Pro
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest() if data else b""
+
+
+def _trust(context: ssl.SSLContext, pem: bytes) -> None:
+    """Load CA certificates or CRLs; from a file, since only there PEM may have comments in any encoding."""
+    with _MemoryFile(pem) as file:
+        context.load_verify_locations(cafile=file.path)
 
 
 def _load_chain(context: ssl.SSLContext, certificate: KeyPair) -> None:
@@ -234,7 +239,9 @@ def client_context(authority: bytes) -> ssl.SSLContext:
     Raises `CertificateProblem`.
     """
     try:
-        context = ssl.create_default_context(cadata=authority.decode("ascii") or None)
+        context = ssl.create_default_context() if not authority else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if authority:
+            _trust(context, authority)
     except ssl.SSLError as error:
         raise CertificateProblem(f"OpenSSL refuses the CA of a pool ({error.reason or error})") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2

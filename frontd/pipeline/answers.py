@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+from email.utils import formatdate
 
 from frontd.model.errors import FrontdError
 from frontd.model.headers import Headers
@@ -55,6 +56,7 @@ def error_response(error: FrontdError, fields: Headers | None, number: int) -> R
         body = "\n".join(line for line in lines if line).encode() + b"\n"
     charset = "" if kind == "application/json" else "; charset=utf-8"
     headers = Headers.of(
+        (b"Date", now()),
         (b"Content-Type", (kind + charset).encode()),
         (b"Content-Length", b"%d" % len(body)),
         (b"Cache-Control", b"no-store"),
@@ -75,16 +77,24 @@ def wanted_type(fields: Headers | None) -> str:
     return "text/html" if html_at >= 0 else "text/plain"
 
 
-def redirect_response(destination: Destination, request: Request) -> Response:
+def now() -> bytes:
+    """The value of a Date field (RFC 9110 6.6.1)."""
+    return formatdate(usegmt=True).encode()
+
+
+def redirect_response(destination: Destination, request: Request, local_address: str) -> Response:
     """The redirect of a route.
 
-    ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query.
+    ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query; a request without a
+    host (HTTP/1.0) came to `local_address`.
     """
     path = request.path if request.query is None else f"{request.path}?{request.query}"
-    host = f"[{request.host}]" if ":" in request.host else request.host
+    name = request.host or local_address
+    host = f"[{name}]" if ":" in name else name
     location = destination.redirect.replace("{host}", host).replace("{path}", path)
     body = f"{destination.status} {PHRASES[destination.status].decode()}\n{location}\n".encode()
     headers = Headers.of(
+        (b"Date", now()),
         (b"Location", location.encode()),
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),

@@ -76,7 +76,7 @@ async def serve(
 
 async def redirect(exchange: Exchange, down: Downstream, destination: Destination, request: Request) -> None:
     """Answer with the redirect of the route."""
-    response = redirect_response(destination, request)
+    response = redirect_response(destination, request, exchange.client.local_address)
     exchange.status = response.status
     down.start(response.status, PHRASES[response.status], response.headers, close=not down.skip_body())
     await finish(down, response.body, exchange.method)
@@ -144,8 +144,8 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
         except UpstreamGone as gone:
             # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the one
             # retry, though it cannot go on for ever either.
-            exhausted = retried or exchange.attempts == MOST_ATTEMPTS
-            retried = lease.is_fresh
+            exhausted = (retried and lease.is_fresh) or exchange.attempts == MOST_ATTEMPTS
+            retried = retried or lease.is_fresh
             pool.app_gone(lease)
             unwritten = upstream.stream.sent == written
             if exhausted or not body.can_rewind or not (request.is_idempotent or unwritten):

@@ -86,7 +86,9 @@ async def test_what_is_sent_while_bytes_wait_follows_them(keys: Pki | None) -> N
         assert stream.pending == 0
 
 
-async def test_a_cancelled_writer_leaves_a_stream_that_can_only_be_closed(keys: Pki | None) -> None:
+async def test_a_cancelled_writer_leaves_a_stream_that_can_only_be_closed(
+    keys: Pki | None, autojump_clock: object
+) -> None:
     async with ends(keys) as (stream, client):
         assert not stream.send_now(A)
         with trio.move_on_after(0):
@@ -96,8 +98,10 @@ async def test_a_cancelled_writer_leaves_a_stream_that_can_only_be_closed(keys: 
         begun = bytes(await client.receive_some(65536))
         while len(begun) < 1_000_000:  # now there is room again, for what must not come
             begun += await client.receive_some(65536)
+        now = trio.current_time()
         await stream.close_gracefully()
         assert stream.closed
+        assert trio.current_time() == now  # nothing to wait for: no end that looks like one
         got = begun + await everything(client)
         assert A.startswith(got)
         assert taken - 16384 <= len(got) <= taken + 16384  # a record may be on its way
@@ -132,14 +136,15 @@ async def test_a_slow_reader_is_judged_by_what_reached_it(keys: Pki | None, auto
         async def read_slowly() -> None:
             for _ in range(20):
                 await trio.sleep(1)
-                await client.receive_some(16384)
+                await client.receive_some(30_000)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_slowly)
             with pytest.raises(FrontdError) as caught:
                 await stream.flush(5, 10_000, Reason.Timer_MinBytesPerSecond)
+            judged = trio.current_time() - began
         assert caught.value.reason is Reason.Timer_MinBytesPerSecond
-        assert 20 <= trio.current_time() - began <= 30 + 1e-6
+        assert 20 <= judged <= 35
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -201,7 +206,7 @@ async def test_a_client_that_always_has_bytes_leaves_others_their_turn() -> None
             nursery.start_soon(other)
             for _ in range(10 * EAGER_READS):
                 await carry(stream.receive(trio.current_time() + 5, Reason.Timer_EntityBody))
-            assert turns >= 9
+            assert turns >= 5
             nursery.cancel_scope.cancel()
 
 
