@@ -76,6 +76,4 @@ class Pki:
         key = load_pem_private_key(self.key("a").read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         chain = x509.load_pem_x509_certificates(self.cert("a").read_bytes())
-        return pkcs12.serialize_key_and_certificates(
-            b"a", key, chain[0], chain[1:], BestAvailableEncryption(password)
-        )
+        return pkcs12.serialize_key_and_certificates(b"a", key, chain[0], chain[1:], BestAvailableEncryption(password))

@@ -139,9 +139,7 @@ async def all_gone(stage: Stage) -> None:
             await stage.front.service.emptied.wait()
 
 
-def secure_site(
-    target: str, certificates: str, tls: str = "", urls: str = '["https://*/"]', extra: str = ""
-) -> str:
+def secure_site(target: str, certificates: str, tls: str = "", urls: str = '["https://*/"]', extra: str = "") -> str:
     """One https listener on a free port and one site with one pool."""
     return f"""
 listen: {{https: {{port: 0}}}}

@@ -26,7 +26,9 @@ async def test_a_length_has_one_spelling(tmp_path: Path) -> None:
         assert it.bodies == [b"abc"]
 
 
-@pytest.mark.parametrize(("asked", "sent"), [("/app//x", b"/x"), ("/APP/y", b"/y"), ("/app", b"/"), ("/app/?q", b"/?q")])
+@pytest.mark.parametrize(
+    ("asked", "sent"), [("/app//x", b"/x"), ("/APP/y", b"/y"), ("/app", b"/"), ("/app/?q", b"/?q")]
+)
 async def test_a_stripped_path_begins_with_one_slash(tmp_path: Path, asked: str, sent: bytes) -> None:
     async with app() as it:
         text = one_pool(it.url).replace("{/: app}", "{/app/: {pool: app, strip_prefix: true}}")

@@ -124,9 +124,9 @@ async def test_a_life_from_ready_to_drained(tmp_path: Path) -> None:
     async with app() as it, app(slow.script) as other:
         path = settings(tmp_path, it.url, "http: {port: 0}, second: {kind: http, address: 127.0.0.1, port: 0}")
         async with running(path) as front:
-            assert re.fullmatch(
-                r"frontd ready: http on \*:\d+, http on 127\.0\.0\.1:\d+ \(1 site\)\n", front.words
-            ), front.words
+            assert re.fullmatch(r"frontd ready: http on \*:\d+, http on 127\.0\.0\.1:\d+ \(1 site\)\n", front.words), (
+                front.words
+            )
             idle = await front.line()
             assert (await idle.get())[1] == b"ok"
             status = await front.control("GET /status")

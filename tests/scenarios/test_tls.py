@@ -132,6 +132,7 @@ async def test_alpn_is_http_1_1(pki: Pki, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- client certs
 
+
 async def refused(stage: Stage, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None = None) -> str:
     """The error of a client that is refused for its certificate: in the handshake (1.2), at its first read (1.3)."""
     with pytest.raises(ssl.SSLError) as caught:
