@@ -6,10 +6,14 @@ import socket
 import struct
 from pathlib import Path
 
+import h11
 import pytest
 import trio
 
+from frontd.model.headers import Headers
 from frontd.pipeline.world import World
+from frontd.protocol.h1 import ServerConnection
+from frontd.protocol.scan import WireLimits
 from tests.scenarios.bystander import Behaviour, behaving, bystander, entries, logged
 from tests.wire import OK, Line, Stage, app, front, one_pool, settled
 
@@ -212,3 +216,15 @@ async def test_a_fault_of_ours_is_a_500_and_nobody_else_notices(tmp_path: Path) 
 def break_site(world: World) -> None:
     (site,) = [site for site in world.all_sites if site.name == "broken"]
     object.__setattr__(site, "routes", None)  # it is frozen, as everything of a world
+
+
+def test_an_answer_that_we_framed_wrongly_cannot_be_followed_by_another() -> None:
+    """More bytes than announced is a fault of ours: what went out is cut, never ended cleanly or answered twice."""
+    http = ServerConnection()
+    http.receive(GET)
+    assert http.next_head(WireLimits())
+    http.send_head(200, b"OK", Headers.of((b"Content-Length", b"2")))
+    with pytest.raises(h11.LocalProtocolError):
+        http.send_body(b"too much")
+    assert http.answered
+    assert not http.answer_complete

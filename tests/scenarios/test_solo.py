@@ -169,8 +169,8 @@ async def test_a_life_from_ready_to_drained(tmp_path: Path) -> None:
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
             assert b"\r\nConnection: close\r\n" in answer
             assert answer.endswith(b"\r\n\r\nok")
-            assert await front.end() == 0
             await busy.close()
+            assert await front.end() == 0
         assert not (tmp_path / "control.sock").exists()
         assert "draining: " in (tmp_path / "error.log").read_text()
         lines = [json.loads(entry) for entry in (tmp_path / "access.log").read_text().splitlines()]

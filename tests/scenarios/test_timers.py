@@ -469,3 +469,25 @@ async def test_drain_takes_the_request_that_has_just_arrived(tmp_path: Path, aut
         line.stream.socket._sock.send(GET)  # type: ignore[attr-defined]  # no turn for the front before the drain
         await stage.front.drain()
         assert (await line.message())[1] == b"ok"
+
+
+async def test_drain_ends_a_connection_whose_answer_had_begun(tmp_path: Path, autojump_clock: object) -> None:
+    """Its head went out before, without ``Connection: close``: it ends when it becomes idle, not 120 s later."""
+
+    async def slow(line: Line) -> None:
+        await line.head()
+        await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        await trio.sleep(3)
+        await line.send(b"lf")
+        await line.read_to_end()
+
+    async with app(slow) as it, front(one_pool(it.url), tmp_path) as stage:
+        line = await stage.connect()
+        await line.send(GET)
+        await line.read_until(b"ha")
+        with lasts(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.front.drain)
+                assert await line.read_to_end() == b"lf"
+                await line.close()
+        assert stage.reasons == {}
