@@ -46,5 +46,5 @@ def run(loaded: Loaded, reload_from: Callable[[], Loaded] | None) -> None:
     except BuildProblem as error:
         raise ConfigFailure(f"{loaded.name} cannot be served: {error}") from None
     except OSError as error:
-        raise Failure(f"cannot serve: {error}") from error
+        raise Failure(f"cannot serve: {error.strerror or error}") from error
     raise SystemExit(code)

@@ -31,7 +31,7 @@ from frontd.lanes.service import Service
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import without_underscores
 from frontd.model.messages import Client, Exchange, Request
-from frontd.net.peek import peek
+from frontd.net.peek import NothingSent, peek
 from frontd.net.streams import Broken, Stream
 from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
 from frontd.net.traps import carry
@@ -134,6 +134,8 @@ async def handle(connection: Connection) -> None:
         await carry(converse(connection))
     except FrontdError as error:
         service.log_connection(connection.client, error.reason, error.detail)
+    except NothingSent:
+        pass  # like a plain client that leaves before its first byte: nobody's fault, no line
     except Broken as error:
         service.log_connection(connection.client, Reason.Connection_Dropped, str(error))
     except Exception as error:  # the driver's net: a fault ends this connection with a reason, never the front
@@ -186,6 +188,8 @@ async def read_proxy(connection: Connection, deadline: float) -> None:
     """Take the PROXY protocol header off the socket and believe it: the listener was told to."""
     try:
         header = await peek(connection.sock, read_proxy_header, MAX_PROXY_2, deadline)
+    except NothingSent:
+        raise
     except (BadHello, Broken) as error:
         raise FrontdError(Reason.ProxyHeader, detail=str(error)) from None
     connection.sock.recv(header.size)

@@ -18,6 +18,10 @@ from frontd.protocol.hello import Need
 T = TypeVar("T")
 
 
+class NothingSent(Broken):
+    """The peer connected and left without a byte: a port scan, a health check, a browser that thought better of it."""
+
+
 class _Bare:
     """Lets `readable` wait on a socket that has no `Stream` yet."""
 
@@ -31,7 +35,7 @@ async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: in
     """What `read` makes of the first bytes, at most `limit` of them.
 
     `read` gets at least one byte and answers `Need` for more.  Raises what `read` raises, `Broken` when the peer ends
-    too early or resets, and `FrontdError` with ``Timer_HeaderWait`` at `deadline` (s of trio's clock).
+    too early or resets (`NothingSent` when it sent nothing), and `FrontdError` with ``Timer_HeaderWait`` at `deadline` (s of trio's clock).
     """
     waiting = _Bare(sock)
     need = 1
@@ -42,6 +46,8 @@ async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: in
             except BlockingIOError:
                 pass
             else:
+                if not buffer:
+                    raise NothingSent("the connection ended before its first byte")
                 if len(buffer) < need:  # readable below the low-water mark: the peer has ended its side
                     raise Broken("the connection ended inside its first bytes")
                 found = read(buffer)

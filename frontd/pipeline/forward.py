@@ -105,10 +105,18 @@ def _forwarded(request: Request, client: Client) -> bytes:
 
 def reported_client(headers: Headers, peer: str, trusts: Trusts) -> str:
     """The client's address behind trusted proxies: the rightmost address in X-Forwarded-For (or Forwarded) that is not
-    itself trusted.  A hop that is not an IP address ends the search: what stands left of it is not believed."""
-    hops = [hop.decode("latin-1") for hop in headers.tokens(b"x-forwarded-for")]
-    if not hops:
-        hops = [_forwarded_for(element) for element in headers.tokens(b"forwarded")]
+    itself trusted.  A hop that is not an IP address ends the search: what stands left of it is not believed.
+
+    A proxy that maintains one of the two fields may let a client's own copy of the other pass: where they disagree,
+    nothing but `peer` is believed.
+    """
+    named = [hop.decode("latin-1") for hop in headers.tokens(b"x-forwarded-for")]
+    standard = [_forwarded_for(element) for element in headers.tokens(b"forwarded")]
+    found = {_believed(hops, peer, trusts) for hops in (named, standard) if hops}
+    return found.pop() if len(found) == 1 else peer
+
+
+def _believed(hops: list[str], peer: str, trusts: Trusts) -> str:
     believed = peer
     for hop in reversed(hops):
         address = plain_address(hop)

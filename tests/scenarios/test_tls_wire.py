@@ -125,7 +125,7 @@ async def test_hostile_handshakes_leave_nothing_behind(pki: Pki, tmp_path: Path)
             if round_ % 2:
                 await trio.testing.wait_all_tasks_blocked()  # the front has met it; else it meets a dead socket
             await end_rudely(line, "reset" if round_ % 5 else "close")
-            count += 1
+            count += bool(part[round_ % len(part)] or round_ % 5)  # who sends nothing and leaves is no line in a log
         while len(stage.front.service.connections) > 1:
             await trio.testing.wait_all_tasks_blocked(0.01)
         assert fds() == before
