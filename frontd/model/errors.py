@@ -144,6 +144,13 @@ class Reason(Enum):
         "http_request_denied",
         "This host has other TLS rules than the connection was made under; open a new connection for it.",
     )
+    Loop = (
+        "Loop",
+        508,
+        Source.DOWNSTREAM,
+        "proxy_loop_detected",
+        "The request came through this server again and again; a target leads back to it.",
+    )
     PlainHttp = (
         "PlainHttp",
         400,

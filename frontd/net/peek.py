@@ -35,7 +35,8 @@ async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: in
     """What `read` makes of the first bytes, at most `limit` of them.
 
     `read` gets at least one byte and answers `Need` for more.  Raises what `read` raises, `Broken` when the peer ends
-    too early or resets (`NothingSent` when it sent nothing), and `FrontdError` with ``Timer_HeaderWait`` at `deadline` (s of trio's clock).
+    too early or resets (`NothingSent` when it sent nothing), and `FrontdError` with ``Timer_HeaderWait`` at `deadline`
+    (s of trio's clock).
     """
     waiting = _Bare(sock)
     need = 1

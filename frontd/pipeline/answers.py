@@ -22,6 +22,7 @@ PHRASES = {
     414: b"URI Too Long", 417: b"Expectation Failed", 421: b"Misdirected Request", 422: b"Unprocessable Content",
     431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 501: b"Not Implemented",
     502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+    508: b"Loop Detected",
 }  # fmt: skip
 
 _PAGE = """<!doctype html>

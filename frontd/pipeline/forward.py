@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 
 from frontd.model.addresses import plain_ip
-from frontd.model.errors import FrontdError, UpstreamGone
+from frontd.model.errors import FrontdError, Reason, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers, end_to_end
 from frontd.model.messages import Client, Request
 from frontd.net.streams import Stream
@@ -58,10 +58,13 @@ CLIENT_FIELDS = frozenset(
     )
 )  # fmt: skip
 VIA = b"1.1 frontd"
+MOST_PASSES = 10  # frontd before frontd before frontd is legitimate; more is a target that leads back (RFC 9110 7.6)
 
 
 def upstream_headers(request: Request, client: Client) -> Headers:
-    """The header fields of the request to the app."""
+    """The header fields of the request to the app.  Raises `FrontdError` with `Reason.Loop` (RFC 9110 7.6)."""
+    if request.headers.tokens(b"via").count(VIA) >= MOST_PASSES:
+        raise FrontdError(Reason.Loop, detail=f"{MOST_PASSES} times in Via")
     headers = end_to_end(request.headers)
     headers.items = [item for item in headers.items if item[0] not in (b"host", b"expect", b"content-length")]
     if not client.is_trusted_proxy:
