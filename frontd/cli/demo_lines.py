@@ -50,7 +50,7 @@ def lines_to_try(world: World) -> list[Line]:
         ),
         Line(
             "http redirects to https",
-            f"{curl} -sS -i {world.http_url}/page?x=1",
+            f"{curl} -sS -i '{world.http_url}/page?x=1'",
             _all("HTTP/1.1 308", f"{world.url}/page?x=1"),
         ),
         Line(

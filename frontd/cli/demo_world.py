@@ -25,6 +25,8 @@ from frontd.cli.proxy import listeners, quoted
 
 HTTPS_PORT, HTTP_PORT = 8443, 8080
 START = 15.0  # seconds that a child may take to start, on a loaded machine
+# -P: a folder named frontd in the current directory is not the package (python(1), sys.flags.safe_path).
+PYTHON = (sys.executable, "-P")
 SOCKET_PATH_MAX = 107  # bytes, sun_path of unix(7) less the final NUL
 
 
@@ -79,7 +81,7 @@ class World:
         """Start a sample app, or start it again on the port it had.  Raises `Failure`."""
         port = self.apps[name].port if name in self.apps else 0
         process = spawn(
-            [sys.executable, "-m", "frontd.cli.sample_app", "--port", str(port), "--name", name],
+            [*PYTHON, "-m", "frontd.cli.sample_app", "--port", str(port), "--name", name],
             stdout=subprocess.PIPE,
         )
         self.apps[name] = App(name, process, port)
@@ -219,7 +221,7 @@ def _start_front(world: World) -> None:
     from frontd.cli.controlclient import call
 
     with world.log.open("wb") as log:
-        front = spawn([sys.executable, "-m", "frontd", "serve", "-c", str(world.config)], stdout=log, stderr=log)
+        front = spawn([*PYTHON, "-m", "frontd", "serve", "-c", str(world.config)], stdout=log, stderr=log)
     world.front = front
     deadline = time.monotonic() + START
     while time.monotonic() < deadline and front.poll() is None:
@@ -235,21 +237,9 @@ def _start_front(world: World) -> None:
 def frontd_command() -> str:
     """How the user can type `frontd` in a shell: the installed command, or this Python with ``-m``."""
     beside = Path(sys.executable).parent / "frontd"
-    if beside.exists():
-        found = shutil.which("frontd")
-        return "frontd" if found and Path(found) == beside else shlex.quote(_short(beside))
-    return f"{python_command()} -m frontd"
+    return shlex.quote(str(beside)) if beside.exists() else f"{python_command()} -m frontd"
 
 
 def python_command() -> str:
-    """The Python to type in a shell."""
-    found = shutil.which("python")
-    executable = Path(sys.executable)
-    return "python" if found and Path(found) == executable else shlex.quote(_short(executable))
-
-
-def _short(path: Path) -> str:
-    """`path` as seen from the current directory when it lies below."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+    """This Python to type in a shell.  Absolute: the other terminal is in another directory, with another PATH."""
+    return shlex.join(PYTHON)

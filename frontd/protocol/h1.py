@@ -118,24 +118,50 @@ def _read_body(connection: h11.Connection, body: _Body, buffer: bytearray, ended
             raise h11.RemoteProtocolError(f"unexpected {event!r} in a body")
 
 
-class ServerConnection:
+class _Connection:
+    """What both sides share: the buffer of received bytes, h11, and sending bodies.  ``send_*`` return wire bytes."""
+
+    __slots__ = ("_body", "_buffer", "_chunked_out", "_h11", "_scanned", "ended")
+
+    def __init__(self, role: type[h11.CLIENT | h11.SERVER]) -> None:
+        self._h11 = h11.Connection(role, max_incomplete_event_size=_H11_LIMIT)
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._chunked_out = False
+        self._body: _Body | None = None
+        self.ended = False
+
+    def send_body(self, data: bytes) -> bytes:
+        return self._send(h11.Data(data=data))
+
+    def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
+        """The end of the message; `trailers` are sent only when the framing is chunked."""
+        return self._send(_end_of(trailers) if self._chunked_out else _END)
+
+    def _send(self, event: h11.Event) -> bytes:
+        data = self._h11.send(event)
+        return data if data is not None else b""
+
+    def rest(self) -> bytes:
+        """What arrived behind the last message, when HTTP is over on this connection (101)."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+
+class ServerConnection(_Connection):
     """The server side of one HTTP/1 connection.
 
     One cycle: `next_head`, any number of `next_body`, `send_head`, `send_body`, `send_end`, `next_cycle`.  Each
     ``send_*`` returns the bytes for the wire.
     """
 
-    __slots__ = ("_body", "_buffer", "_chunked_out", "_fresh", "_h11", "_scanned", "ended", "head")
+    __slots__ = ("_fresh", "head")
 
     def __init__(self) -> None:
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_H11_LIMIT)
-        self._buffer = bytearray()
-        self._scanned = 0
+        super().__init__(h11.SERVER)
         self._fresh = True
-        self._chunked_out = False
-        self._body: _Body | None = None
         self.head: RequestHead | None = None
-        self.ended = False
 
     # --- reading
 
@@ -224,17 +250,6 @@ class ServerConnection:
         self._chunked_out = not plain and b"content-length" not in headers
         return self._send(h11.Response(status_code=status, headers=pairs, reason=reason))
 
-    def send_body(self, data: bytes) -> bytes:
-        return self._send(h11.Data(data=data))
-
-    def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
-        """The end of the answer; `trailers` are sent only when the framing is chunked."""
-        return self._send(_end_of(trailers) if self._chunked_out else _END)
-
-    def _send(self, event: h11.Event) -> bytes:
-        data = self._h11.send(event)
-        return data if data is not None else b""
-
     @property
     def answered(self) -> bool:
         """Whether a final response head went out in this cycle, or could not: then nothing more can be sent either."""
@@ -261,30 +276,19 @@ class ServerConnection:
         self.head = None
         self._fresh = True
 
-    def rest(self) -> bytes:
-        """What arrived behind the head of an upgraded request."""
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        return data
 
-
-class ClientConnection:
+class ClientConnection(_Connection):
     """The client side of one HTTP/1 connection to an app.
 
     One cycle: `send_head`, `send_body`, `send_end`, `next_head` (1xx heads come first), `next_body`, `next_cycle`.
     """
 
-    __slots__ = ("_body", "_buffer", "_chunked_out", "_h11", "_lenient", "_method", "_scanned", "ended", "started")
+    __slots__ = ("_lenient", "_method", "started")
 
     def __init__(self, *, lenient: bool = False) -> None:
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_H11_LIMIT)
-        self._buffer = bytearray()
-        self._scanned = 0
-        self._chunked_out = False
+        super().__init__(h11.CLIENT)
         self._lenient = lenient
         self._method = ""
-        self._body: _Body | None = None
-        self.ended = False
         self.started = False  # a byte of the current response arrived
 
     # --- writing
@@ -295,16 +299,6 @@ class ClientConnection:
         self._chunked_out = b"transfer-encoding" in headers
         event = h11.Request(method=method, target=target, headers=headers.pairs())
         return self._send(event)
-
-    def send_body(self, data: bytes) -> bytes:
-        return self._send(h11.Data(data=data))
-
-    def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
-        return self._send(_end_of(trailers) if self._chunked_out else _END)
-
-    def _send(self, event: h11.Event) -> bytes:
-        data = self._h11.send(event)
-        return data if data is not None else b""
 
     @property
     def request_complete(self) -> bool:
@@ -368,9 +362,3 @@ class ClientConnection:
         self._h11.start_next_cycle()
         self._body = None
         self.started = False
-
-    def rest(self) -> bytes:
-        """What arrived behind the ``101`` head."""
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        return data

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ from frontd.cli import devca
 from frontd.cli.children import spawn, stop
 from frontd.cli.demo_lines import Line, lines_to_try, run_line
 from frontd.cli.demo_show import Result
-from frontd.cli.demo_world import App, World, configuration
+from frontd.cli.demo_world import App, World, configuration, frontd_command
 from frontd.config.load import loads
 
 
@@ -115,6 +116,14 @@ def test_lines_quote_odd_paths_and_step_around_a_proxy(world: World, monkeypatch
     assert page.command == "curl --noproxy localhost --cacert '/home/some body/ca.crt' https://localhost:8443/"
 
 
+def test_lines_can_be_pasted_into_any_directory_and_shell(world: World) -> None:
+    for line in lines_to_try(world):
+        words = shlex.split(line.command)
+        assert words[0] in ("curl", "head") or os.path.isabs(words[0]), line.command
+        # zsh takes an unquoted ? for a pattern and refuses the line
+        assert "?" not in re.sub(r"'[^']*'", "", line.command), line.command
+
+
 def test_a_line_is_run_in_the_shell_and_verified() -> None:
     def verify(output: str) -> str:
         return "" if output == "2\n" else f"got {output!r}"
@@ -123,6 +132,23 @@ def test_a_line_is_run_in_the_shell_and_verified() -> None:
     assert run_line(Line("sum", "echo 3", verify)).problem == "got '3\\n'"
     failed = run_line(Line("sum", "echo 2; echo why >&2; exit 7", verify))
     assert (failed.problem, failed.output) == ("exit code 7", "2\nwhy\n")
+
+
+def test_a_folder_named_frontd_in_the_current_directory_is_not_the_package(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "frontd" / "cli").mkdir(parents=True)
+    for package in ("frontd", "frontd/cli"):
+        (tmp_path / "here" / package / "__init__.py").write_text("raise ImportError('not the package')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        world.start_app("app2")
+        assert world.apps["app2"].port
+    finally:
+        stop([world.apps["app2"].process])
+    echo = next(line for line in lines_to_try(world) if "WebSocket" in line.title)
+    assert "not the package" not in run_line(echo).output
+    assert frontd_command().endswith("/frontd") or " -P -m frontd" in frontd_command()
 
 
 def test_each_verifier_refuses_another_answer(world: World) -> None:
