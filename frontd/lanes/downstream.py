@@ -47,6 +47,7 @@ class H1Downstream:
     # --- the request body
 
     def body_now(self) -> bytes | End | None:
+        """The next body part if it is there.  Raises `FrontdError` (downstream)."""
         while (part := self.http.next_body()) is None:
             try:
                 data = self.stream.receive_now()
@@ -58,6 +59,7 @@ class H1Downstream:
         return self._count(part)
 
     async def receive_body(self) -> bytes | End:
+        """The next body part, or the `End`.  Raises `FrontdError`: ``Timer_EntityBody``, ``EntityTooLarge``, …"""
         while (part := self.http.next_body()) is None:
             self._tell_to_continue()
             await self._receive(trio.current_time() + self.timeouts.entity_body, Reason.Timer_EntityBody)
@@ -116,15 +118,19 @@ class H1Downstream:
 
     @property
     def can_answer(self) -> bool:
+        """Whether a final response head may still be sent."""
         return not self.http.answered and not self.tunnelled
 
     def inform(self, status: int, headers: Headers) -> bool:
+        """Send a 1xx head; whether everything is with the kernel."""
         return self._send(self.http.send_information(status, headers))
 
     def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None:
+        """Begin the answer; the head waits for the first body part."""
         self._head = self.http.send_head(status, reason, headers, close=close or self.closes)
 
     def send(self, data: bytes) -> bool:
+        """Send a body part; whether everything is with the kernel."""
         return self._send(self.http.send_body(data))
 
     def push(self) -> bool:
@@ -132,6 +138,7 @@ class H1Downstream:
         return self._send(b"")
 
     def finish(self, trailers: Headers = NO_TRAILERS) -> bool:
+        """End the answer; whether everything is with the kernel."""
         return self._send(self.http.send_end(trailers))
 
     def _send(self, data: bytes) -> bool:
@@ -144,6 +151,7 @@ class H1Downstream:
             raise self._gone(error) from None
 
     async def flush(self) -> None:
+        """Wait until the kernel has taken everything.  Raises `FrontdError` with ``Timer_MinBytesPerSecond``."""
         rate = self.timeouts.min_send_rate
         try:
             await self.stream.flush(RATE_WINDOW, rate * RATE_WINDOW, Reason.Timer_MinBytesPerSecond)

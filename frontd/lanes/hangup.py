@@ -34,6 +34,7 @@ class Hangups:
         self._watched: dict[int, Watched] = {}
 
     def watch(self, fd: int, who: Watched) -> None:
+        """Tell `who` when the peer of the socket `fd` leaves."""
         self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLET)
         self._watched[fd] = who
 
@@ -53,4 +54,5 @@ class Hangups:
                     who.on_hangup()
 
     def close(self) -> None:
+        """Give the epoll set back."""
         self._epoll.close()

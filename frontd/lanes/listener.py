@@ -54,6 +54,7 @@ class Listener:
 
     @property
     def identity(self) -> Identity:
+        """What two configurations of one socket have in common."""
         return identity_of(self.settings)
 
     def adopt(self, settings: Listen) -> None:
@@ -63,6 +64,7 @@ class Listener:
 
     @property
     def door(self) -> Door:
+        """What connections accepted now are told of this listener."""
         settings = self.settings
         return Door(settings.name, settings.kind, self.public_port, settings.proxy_protocol, self.identity)
 

@@ -79,6 +79,7 @@ class Request:
 
     @property
     def has_body(self) -> bool:
+        """Whether a body follows the head (RFC 9112 6)."""
         return self.chunked or bool(self.content_length)
 
     @property

@@ -198,6 +198,7 @@ class UrlPrefix:
 
     @property
     def category(self) -> Category:
+        """The category that its host decides."""
         if self.host == "+":
             return Category.STRONG
         if self.host == "*":

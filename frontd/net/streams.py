@@ -74,6 +74,7 @@ class Stream:
 
     @property
     def is_tls(self) -> bool:
+        """Whether TLS is spoken on it."""
         return isinstance(self.sock, ssl.SSLSocket)
 
     # --- reading

@@ -151,6 +151,7 @@ class ProfileTable:
 
     @property
     def profiles(self) -> list[Profile]:
+        """Every profile once."""
         unique = {id(profile): profile for profile in self._hosts.values()}
         if self.default is not None:
             unique[id(self.default)] = self.default

@@ -213,6 +213,7 @@ class RequestBody:
         return part
 
     def rewind(self) -> None:
+        """Begin again with the first part; only when `can_rewind`."""
         assert self.can_rewind
         self._position = 0
 

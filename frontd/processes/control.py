@@ -139,6 +139,7 @@ class Control:
         self.front.service.log.remark(f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
 
     def explain(self, url: str) -> Reply:
+        """Where `url` leads in the running configuration; 400 for what is no URL."""
         try:
             return as_json(explain(self.front.config, url))
         except ValueError as error:

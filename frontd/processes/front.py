@@ -47,6 +47,7 @@ class ReloadReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the new world serves."""
         return not self.errors
 
 
@@ -81,10 +82,12 @@ class Front:
 
     @property
     def config(self) -> Config:
+        """The configuration that is served."""
         return self.loaded.config
 
     @property
     def is_ready(self) -> bool:
+        """Whether requests are accepted."""
         return self.state == "serving"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -207,6 +210,7 @@ class Front:
 
     @property
     def pools(self) -> dict[str, Pool]:
+        """The pools of the current world, by name."""
         return self.service.world.pools
 
 

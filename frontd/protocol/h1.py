@@ -132,6 +132,7 @@ class _Connection:
         self.ended = False
 
     def send_body(self, data: bytes) -> bytes:
+        """One part of the body."""
         return self._send(h11.Data(data=data))
 
     def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
@@ -267,6 +268,7 @@ class ServerConnection(_Connection):
 
     @property
     def must_close(self) -> bool:
+        """Whether the connection cannot be kept: a message is not complete, or one side said close."""
         return self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE
 
     def next_cycle(self) -> None:
@@ -294,6 +296,7 @@ class ClientConnection(_Connection):
     # --- writing
 
     def send_head(self, method: str, target: bytes, headers: Headers) -> bytes:
+        """The request head, with the framing that `headers` say."""
         self._method = method
         self.started = False
         self._chunked_out = b"transfer-encoding" in headers
@@ -302,11 +305,13 @@ class ClientConnection(_Connection):
 
     @property
     def request_complete(self) -> bool:
+        """Whether the request was sent to its end."""
         return self._h11.our_state is not h11.SEND_BODY
 
     # --- reading
 
     def receive(self, data: bytes) -> None:
+        """Take bytes from the app; ``b""`` means it will send no more."""
         if data:
             self._buffer += data
             self.started = True
@@ -359,6 +364,7 @@ class ClientConnection(_Connection):
         return both and not self._buffer and not self.ended
 
     def next_cycle(self) -> None:
+        """Begin the next request.  Allowed when `reusable`."""
         self._h11.start_next_cycle()
         self._body = None
         self.started = False

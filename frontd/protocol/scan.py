@@ -328,6 +328,7 @@ class ChunkScanner:
         self.done = False
 
     def consume(self, buffer: bytearray) -> int:
+        """How many bytes at the front of `buffer` are checked and belong to this body.  Raises `FrontdError`."""
         position, chunks = 0, 0
         while not self.done:
             if self._state == "data":

@@ -47,6 +47,7 @@ class Place:
         return self.state in ("down", "busy")
 
     def succeeded(self) -> None:
+        """A connection was made: back in rotation."""
         self.state = "up"
         self.reason = None
         self.error = ""
@@ -61,6 +62,7 @@ class Place:
         self.backoff = min(self.backoff * 2, BACKOFF_LAST)
 
     def close_idle(self) -> None:
+        """Close the connections that wait for an exchange."""
         while self.idle:
             self.idle.popleft().stream.close_now()
 

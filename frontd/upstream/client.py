@@ -62,6 +62,7 @@ class Dialect:
     authority: bytes = b""
 
     def to(self, server_name: str) -> Dialect:
+        """The same for an app with another name to verify."""
         return replace(self, server_name=server_name)
 
 

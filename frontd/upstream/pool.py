@@ -76,6 +76,7 @@ class Lease:
 
     @property
     def connection(self) -> Upstream:
+        """The connection it was made with or for."""
         assert self.upstream is not None, "the lease has no connection yet"
         return self.upstream
 
