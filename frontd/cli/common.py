@@ -6,10 +6,11 @@ Exit codes: 0 ok · 1 failed while running · 2 wrong usage · 3 configuration �
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
@@ -55,6 +56,19 @@ def config_option(function: Function) -> Function:
     )(function)
 
 
+def file_argument(function: Function) -> Function:
+    """``[FILE]`` beside ``-c FILE``: people type it either way.  The verb gets one `config`, whichever was used."""
+
+    @functools.wraps(function)
+    def chosen(*args: Any, file: str | None, config: str | None, **kwargs: Any) -> Any:
+        source = click.get_current_context().get_parameter_source("config")
+        if file and source == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"the configuration is named twice: {file} and -c {config}")
+        return function(*args, config=file or config, **kwargs)
+
+    return cast("Function", config_option(click.argument("file", required=False)(chosen)))
+
+
 def find_config(option: str | None) -> str:
     """The configuration file to read: what was named, else the default of `frontd.config.places`.
 
@@ -73,13 +87,16 @@ def find_config(option: str | None) -> str:
     )
 
 
-def read_config(option: str | None) -> Loaded:
-    """Read the configuration; prints every problem and raises `ConfigFailure` when it has errors."""
+def read_config(option: str | None, container: bool | None = None) -> Loaded:
+    """Read the configuration; prints every problem and raises `ConfigFailure` when it has errors.
+
+    `container` is found out when left out.
+    """
     from frontd.config.load import ConfigProblems, load
 
     name = find_config(option)
     try:
-        return load("-" if name == "-" else Path(name))
+        return load("-" if name == "-" else Path(name), container=container)
     except ConfigProblems as error:
         raise problems_failure(error.problems) from None
 
@@ -90,6 +107,11 @@ def problems_failure(problems: Iterable[Problem]) -> ConfigFailure:
     print_problems(problems)
     errors = sum(problem.severity == "error" for problem in problems)
     return ConfigFailure(f"the configuration has {count(errors, 'error')}")
+
+
+def state_dir_failure(error: OSError) -> Failure:
+    """What to raise when the state directory cannot be made or written."""
+    return Failure(f"cannot write to the state directory: {error}\nChoose another with FRONTD_STATE_DIR.")
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

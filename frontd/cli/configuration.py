@@ -6,17 +6,17 @@ import json
 
 import click
 
-from frontd.cli.common import config_option, count, print_problems, read_config
+from frontd.cli.common import config_option, count, file_argument, print_problems, read_config
 from frontd.cli.controlclient import fetch, find_socket, socket_option
 
 
 @click.command(short_help="Find every problem of a configuration.")
-@config_option
+@file_argument
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the file instead, for editors.")
 def check(config: str | None, schema: bool) -> None:
     """Find every problem of a configuration.
 
-    Errors end with exit code 3; warnings do not.
+    FILE is the same as -c FILE.  Errors end with exit code 3; warnings do not.
     """
     if schema:
         from frontd.config.load import schema as json_schema

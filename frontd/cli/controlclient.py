@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from frontd.cli.common import ContactFailure, Failure
+
+if TYPE_CHECKING:
+    from frontd.config.marks import MapNode, Node
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,17 +41,55 @@ def socket_option(function: Function) -> Function:
         metavar="PATH",
         envvar="FRONTD_CONTROL",
         help="Control socket of the running frontd.  "
-        "[default: $FRONTD_CONTROL, /run/frontd/control.sock, control.sock in the state directory]",
+        "[default: $FRONTD_CONTROL, what the configuration says that 'frontd serve' would find here, "
+        "/run/frontd/control.sock, control.sock in the state directory]",
     )(function)
 
 
 def find_socket(option: str | None) -> Path:
-    """The socket that was named, else the place where `frontd serve` puts it by default."""
+    """The socket that was named, else the one of the default configuration file, else the place where `frontd serve`
+    puts it by default."""
     if option:
         return Path(option)
-    from frontd.config.places import default_control_socket, default_state_dir
+    from frontd.config.places import default_config, default_control_socket, default_state_dir
 
-    return default_control_socket(default_state_dir())
+    return configured_socket(default_config()) or default_control_socket(default_state_dir())
+
+
+def configured_socket(file: Path) -> Path | None:
+    """Where the configuration `file` puts the control socket, if it says so plainly.
+
+    None when it is silent, cannot be read or is no valid YAML, and when the words hold a ``$``: what the environment
+    of the running frontd makes of them is not known here.
+    """
+    if not file.is_file():  # also: nobody wants to wait for a pipe
+        return None
+    from frontd.config.marks import MAX_TEXT, MapNode, Stop, read
+    from frontd.config.places import default_control_socket
+    from frontd.config.problems import Source
+
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_TEXT + 1).decode("utf-8-sig")
+        root = read(Source(str(file), text))
+    except (OSError, ValueError, Stop):
+        return None
+    base = Path(os.path.abspath(file)).parent
+    if not isinstance(root, MapNode):
+        return None
+    if isinstance(control := _entry(root, "control"), MapNode) and (named := _path(_entry(control, "socket"), base)):
+        return named
+    state_dir = _path(_entry(root, "state_dir"), base)
+    return default_control_socket(state_dir) if state_dir else None
+
+
+def _entry(node: MapNode, key: str) -> Node | None:
+    return next((entry.value for entry in node.entries if entry.key.scalar == key), None)
+
+
+def _path(node: Node | None, base: Path) -> Path | None:
+    word = getattr(getattr(node, "scalar", None), "value", None)
+    return Path(os.path.abspath(base / word)) if isinstance(word, str) and word and "$" not in word else None
 
 
 def call(path: Path, method: str, target: str, timeout: float = TIMEOUT) -> Answer:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frontd.cli.children import spawn, stop
-from frontd.cli.common import Failure, loopback_addresses, pick_port
+from frontd.cli.common import Failure, loopback_addresses, pick_port, state_dir_failure
 from frontd.cli.proxy import listeners, quoted
 
 HTTPS_PORT, HTTP_PORT = 8443, 8080
@@ -110,8 +110,7 @@ def build() -> Iterator[World]:
             certificate = ensure(state_dir)
             folder = stack.enter_context(_own_folder(state_dir))
         except OSError as error:
-            hint = "Choose another with FRONTD_STATE_DIR."
-            raise Failure(f"cannot write to the state directory: {error}\n{hint}") from None
+            raise state_dir_failure(error) from None
         local = loopback_addresses()
         # A port that is bound but does not listen: connections are refused, and nobody else gets it.
         dead = stack.enter_context(socket.socket())
@@ -221,7 +220,7 @@ def _start_front(world: World) -> None:
     from frontd.cli.controlclient import call
 
     with world.log.open("wb") as log:
-        front = spawn([*PYTHON, "-m", "frontd", "serve", "-c", str(world.config)], stdout=log, stderr=log)
+        front = spawn([*PYTHON, "-m", "frontd", "serve", "--demo", "-c", str(world.config)], stdout=log, stderr=log)
     world.front = front
     deadline = time.monotonic() + START
     while time.monotonic() < deadline and front.poll() is None:

@@ -7,8 +7,10 @@ What it runs is an ordinary configuration that it writes itself; ``--print-confi
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +21,11 @@ from frontd.cli.common import (
     port_is_free,
     problems_failure,
     split_url,
+    state_dir_failure,
 )
+
+if TYPE_CHECKING:
+    from frontd.config.load import Loaded
 
 
 @click.command(short_help="Put HTTPS in front of an app, without a file.")
@@ -35,7 +41,8 @@ from frontd.cli.common import (
 @click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="PEM key of the certificate.")
 @click.option(
     "--http", "http_port", metavar="PORT", type=click.IntRange(1, 65535),
-    help="Also listen for http there and redirect to https.  [default: 80 when URL is on 443 and 80 is free]",
+    help="Also listen for http there and redirect to https.  [default: 80 when URL is on 443 and 80 is "
+    "free; --print-config does not ask whether it is]",
 )  # fmt: skip
 @click.option("--print-config", is_flag=True, help="Print the configuration instead of running it.")
 def proxy(
@@ -50,20 +57,47 @@ def proxy(
     For localhost, *.localhost, 127.0.0.1 and ::1 a development certificate is made and kept in the state directory;
     other hosts need --cert and --key.  While the app restarts, requests wait for it.
     """
-    text, notes = configuration(from_url, to, cert, key, http_port)
+    text, notes = configuration(from_url, to, cert, key, http_port, anywhere=print_config)
     if print_config:
+        _load(text)
         click.echo(text, nl=False)
         return
     from frontd.cli.serve import run
-    from frontd.config.load import ConfigProblems, loads
 
-    try:
-        loaded = loads(text, name="frontd proxy", base=Path.cwd())
-    except ConfigProblems as error:
-        raise problems_failure(error.problems) from None
-    for note in notes:
+    lines, other = _control(from_url)
+    loaded = _load(text + lines)
+    for note in [*notes, *other]:
         click.echo(note, err=True)
     run(loaded, None)
+
+
+def _load(text: str) -> Loaded:
+    """Read what `configuration` wrote.  Prints every problem and raises `Failure` when it has errors, as a certificate
+    that is not there.
+
+    Warnings of containers (a target on the loopback address, no volume) are for files that are kept, so this is read
+    as outside of one; what that changes besides, the state directory, is said.
+    """
+    from frontd.config.load import ConfigProblems, loads
+    from frontd.config.places import default_state_dir
+
+    environ = {**os.environ, "FRONTD_STATE_DIR": str(default_state_dir())}
+    try:
+        return loads(text, name="frontd proxy", base=Path.cwd(), environ=environ, container=False)
+    except ConfigProblems as error:
+        raise problems_failure(error.problems) from None
+
+
+def _control(from_url: str) -> tuple[str, list[str]]:
+    """Lines for a control socket of its own, and a sentence, when another frontd has the default one."""
+    from frontd.config.places import default_control_socket, default_state_dir
+
+    state_dir = default_state_dir()
+    if not answers(default_control_socket(state_dir)):
+        return "", []
+    other = state_dir / f"control-{_from(from_url)[2]}.sock"
+    note = f"another frontd has the default control socket; ask this one with --socket {other}"
+    return f"control:\n  socket: {quoted(str(other))}\n", [note]
 
 
 def configuration(
@@ -73,12 +107,15 @@ def configuration(
     key: Path | None = None,
     http_port: int | None = None,
     container: bool | None = None,
+    anywhere: bool = False,
 ) -> tuple[str, list[str]]:
-    """The YAML for the options of the command, and sentences for the user; `container` is found out when left out.
+    """The YAML for the options of the command, and sentences for the user; `container` is found out when left out;
+    `anywhere` asks for a text that does not depend on which ports are free at this moment.
 
-    Raises `click.UsageError`.  Makes the development certificate when the host needs it.
+    Raises `click.UsageError`, and `Failure` when the state directory cannot be written.
+    Makes the development certificate when the host needs it.
     """
-    from frontd.config.places import default_control_socket, default_state_dir, in_container
+    from frontd.config.places import default_state_dir, in_container
 
     scheme, host, port, path = _from(from_url)
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}"
@@ -98,13 +135,16 @@ def configuration(
             )
         from frontd.cli.devca import ensure
 
-        made = ensure(default_state_dir(), host)
+        try:
+            made = ensure(default_state_dir(), host)
+        except OSError as error:
+            raise state_dir_failure(error) from None
         cert, key = made.cert, made.key
         notes.append(f"development certificate for {host}; try: curl --cacert {made.ca} {url}")
     # On a workstation nobody else has a use for a name that means "this machine"; in a container the port is published.
     inside = in_container() if container is None else container
     addresses = loopback_addresses() if local and not inside else None
-    if scheme == "https" and http_port is None and port == 443 and _bindable(80, addresses):
+    if scheme == "https" and http_port is None and port == 443 and (anywhere or _bindable(80, addresses)):
         http_port = 80
     lines = ["# frontd serve -c FILE runs this"]
     lines += ["listen:"]
@@ -128,11 +168,6 @@ def configuration(
         lines[-1] += "app"
         lines += ["pools:", "  app:", "    targets:", *(f"      - {quoted(text)}" for text in targets)]
     lines += ["log:", "  access:   # where you look while you try it", "    to: stdout", "    format: w3c"]
-    state_dir = default_state_dir()
-    if answers(default_control_socket(state_dir)):
-        other = state_dir / f"control-{port}.sock"
-        lines += ["control:   # another frontd has the default socket", f"  socket: {quoted(str(other))}"]
-        notes.append(f"another frontd has the default control socket; ask this one with --socket {other}")
     return "\n".join(lines) + "\n", notes
 
 
@@ -150,11 +185,11 @@ def target(text: str) -> str:
     if "://" in text:
         return text.rstrip("/")
     number = text.removeprefix(":")
-    if number.isascii() and number.isdigit():
-        return f"http://127.0.0.1:{number}"
-    host, colon, port = text.rpartition(":")
+    host, colon, port = ("127.0.0.1", ":", number) if number.isascii() and number.isdigit() else text.rpartition(":")
     if host and colon and port.isascii() and port.isdigit():
-        return f"http://{text}"
+        if not 0 < int(port[:6]) < 65536:
+            raise click.UsageError(f"--to {text!r}: the port is a number from 1 to 65535")
+        return f"http://{host}:{port}"
     raise click.UsageError(f"--to {text!r}: write a port, host:port, a URL like http://127.0.0.1:9000, or unix:/path")
 
 

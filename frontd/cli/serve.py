@@ -8,31 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from frontd import __version__
-from frontd.cli.common import ConfigFailure, Failure, config_option, find_config, print_problems, read_config
+from frontd.cli.common import ConfigFailure, Failure, file_argument, find_config, print_problems, read_config
 
 if TYPE_CHECKING:
     from frontd.config.load import Loaded
 
 
 @click.command(short_help="Serve a configuration.")
-@config_option
-def serve(config: str | None) -> None:
+@file_argument
+@click.option("--demo", is_flag=True, hidden=True)
+def serve(config: str | None, demo: bool) -> None:
     """Serve a configuration until SIGTERM or Ctrl-C.
 
     Says 'frontd ready' on stderr when it accepts connections.  SIGHUP or 'frontd reload' reads the file again, SIGUSR1
-    reopens the logs.
+    reopens the logs.  FILE is the same as -c FILE.
     """
     name = find_config(config)
-    loaded = read_config(name)
-    run(loaded, None if name == "-" else lambda: _load_again(name))
+    # The demo's apps are in its own container if it is in one, so the warnings of containers are not for its file.
+    container = False if demo else None
+    loaded = read_config(name, container)
+    run(loaded, None if name == "-" else lambda: _load_again(name, container))
 
 
-def _load_again(name: str) -> Loaded:
+def _load_again(name: str, container: bool | None) -> Loaded:
     from pathlib import Path
 
     from frontd.config.load import load
 
-    return load(Path(name))
+    return load(Path(name), container=container)
 
 
 def run(loaded: Loaded, reload_from: Callable[[], Loaded] | None) -> None:

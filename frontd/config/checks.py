@@ -17,6 +17,7 @@ from frontd.config.fill import Room, complain
 from frontd.config.marks import ListNode, MapNode, Node
 from frontd.config.model import Listen, Site, tls_host_name
 from frontd.config.problems import Mark
+from frontd.config.target import Target
 from frontd.config.units import clip, nearest
 from frontd.model.urlprefix import Category, UrlPrefix, is_under, path_key
 
@@ -74,13 +75,26 @@ def _pools_exist(room: Room, draft: Draft) -> None:
         for prefix, route in site.routes.items():
             if route.pool is None or route.pool in known:
                 continue
-            guess = nearest(route.pool, (name for name in known if not is_target(name)))
+            goal = _as_target(route.pool)
+            guess = None if goal else nearest(route.pool, (name for name in known if not is_target(name)))
             hint = (
                 f'did you mean "{guess}"?'
                 if guess
-                else f"write it under `pools`, or write a target: http://{route.pool}:8000"
+                else f"write it under `pools`, or write a target: {goal or f'http://{route.pool}:8000'}"
             )
             complain(room, _route_node(room, site, prefix, "pool"), f"there is no pool {clip(route.pool)}", hint)
+
+
+def _as_target(word: str) -> str | None:
+    """The target that somebody meant who wrote a port or ``host:port`` alone; None when it is neither."""
+    digits = word.isascii() and word.isdigit()
+    host, colon, port = word.rpartition(":")
+    if not digits and not (host and colon and port.isascii() and port.isdigit()):
+        return None
+    try:
+        return str(Target.parse(f"http://127.0.0.1:{word}" if digits else f"http://{word}"))
+    except ValueError:
+        return "http://app:8000"
 
 
 def _one_site_per_url(room: Room, draft: Draft) -> None:
@@ -336,20 +350,38 @@ def _tls_without_https(room: Room, draft: Draft) -> None:
 
 
 def _loopback_targets(room: Room, draft: Draft) -> None:
+    """One warning for all of them: a file written on a workstation has one at every route."""
     if not draft.container:
         return
-    hint = "name the app's service instead, as in compose: http://app:8000"
+    found: dict[str, Node] = {}
     for pool in draft.pools.values():
         for index, target in enumerate(pool.targets):
             if not target.is_loopback:
                 continue
-            message = f"{target} is this container itself, not the host and not another container"
             if pool.name in draft.pool_names:
-                _warn(room, find(draft.root, "pools", pool.name, "targets", index), message, hint)
+                _note_first(found, str(target), find(draft.root, "pools", pool.name, "targets", index))
             for site in draft.sites.values() if pool.name not in draft.pool_names else ():
                 for prefix, route in site.routes.items():
                     if route.pool == pool.name:
-                        _warn(room, _route_node(room, site, prefix, "target"), message, hint)
+                        _note_first(found, str(target), _route_node(room, site, prefix, "target"))
+    if found:
+        targets = sorted(found, key=lambda name: _place(found[name]))
+        _warn(
+            room,
+            found[targets[0]],
+            f"{', '.join(targets)}: {'these are' if len(targets) > 1 else 'this is'} the container itself, "
+            "not the host and not another container",
+            "name the app's service instead, as in compose: http://app:8000",
+        )
+
+
+def _note_first(found: dict[str, Node], name: str, node: Node) -> None:
+    if name not in found or _place(node) < _place(found[name]):
+        found[name] = node
+
+
+def _place(node: Node) -> tuple[int, int]:
+    return node.at.line, node.at.column
 
 
 def _pools_used(room: Room, draft: Draft) -> None:

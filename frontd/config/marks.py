@@ -256,27 +256,71 @@ def _mark(event: yaml.Event) -> Mark:
 # ---------------------------------------------------------------------------------------------------- errors of syntax
 
 _STAR_HINT = 'a value that begins with * needs quotes: "*.example.com", ["*"]'
+_TAB = (re.compile(r"^ *\t"), "YAML is indented with spaces; there is a tab in this line")
 _HINTS = (
     (re.compile(r"\$\{"), "in flow style, inside { } or [ ], a value with ${…} needs quotes"),
     (re.compile(r"\[[0-9a-fA-F]*:"), 'an IPv6 address needs quotes: "[::]:80"'),
     (re.compile(r"(^|[\s\[,:-])\*"), _STAR_HINT),
-    (re.compile(r"^\s*\t|^ *\t"), "YAML is indented with spaces; there is a tab in this line"),
+    _TAB,
     (re.compile(r"(^|[:\-,\[{]\s*)[@`%]"), "a value that begins with @, ` or % needs quotes"),
-    (re.compile(r":\s*[^'\"\s][^'\"]*:\s"), "a value that contains a colon followed by a blank needs quotes"),
 )
+_COLON_BEFORE = re.compile(r":\s+[^'\"\s]")
+_KEY = re.compile(r":(\s|$)")
 
 
 def _note_syntax_error(source: Source, error: yaml.MarkedYAMLError) -> None:
     where = error.problem_mark or error.context_mark
     mark = Mark(where.line + 1, where.column + 1) if where else Mark()
+    opened = error.context_mark  # where the quote or the bracket opened that this is about
+    context = f" {error.context}" if error.context else ""
+    message = f"this is not valid YAML: {error.problem or 'unreadable'}{context}"
+    if "end of stream" in message and "quoted scalar" in message and opened is not None:
+        hint = f"the quote opened in line {opened.line + 1} is never closed"
+        source.error(Mark(opened.line + 1, opened.column + 1), "", message, hint)
+        return
     lines = [source.line(mark.line)]
-    if error.context_mark is not None:
-        lines.append(source.line(error.context_mark.line + 1))
+    if opened is not None:
+        lines.append(source.line(opened.line + 1))
     if not lines[0].strip():  # libyaml often notices at the start of the next line
         lines.append(source.line(mark.line - 1))
-    hint = next((hint for pattern, hint in _HINTS for line in lines if pattern.search(line)), "")
-    context = f" {error.context}" if error.context else ""
-    source.error(mark, "", f"this is not valid YAML: {error.problem or 'unreadable'}{context}", hint)
+    hint = _layout_hint(source, mark, message)
+    hint = hint or next((hint for pattern, hint in _HINTS for line in lines if pattern.search(line)), "")
+    if not hint and opened is not None and "while parsing a flow" in message and opened.line + 1 < mark.line:
+        hint = f"is the {source.line(opened.line + 1)[opened.column]} opened in line {opened.line + 1} closed?"
+    source.error(mark, "", message, hint)
+
+
+def _layout_hint(source: Source, mark: Mark, message: str) -> str:
+    """What was probably meant where indentation, a comma, a colon or a quote stands wrong; empty when in doubt."""
+    line = source.line(mark.line)
+    before = line[: mark.column - 1]
+    comma = line[mark.column - 1 : mark.column] == ","
+    if _TAB[0].search(line):
+        return _TAB[1]
+    if "mapping values are not allowed" in message:
+        if _COLON_BEFORE.search(before):
+            return "a value that contains a colon followed by a blank needs quotes"
+        return _neighbour_hint(source, mark)
+    if "did not find expected key" in message:
+        if comma:
+            return "only inside { } and [ ] a comma separates; take it away"
+        if not before.strip():
+            return _neighbour_hint(source, mark)
+        if before[-1] in "'\"" and before.count(before[-1]) % 2:
+            return "the quote before this place closes one that was opened in an earlier line"
+    return "there is a comma too many" if comma and "expected node content" in message else ""
+
+
+def _neighbour_hint(source: Source, mark: Mark) -> str:
+    """What is wrong between a key and the line above it."""
+    above = (source.line(number).strip() for number in range(mark.line - 1, 0, -1))
+    neighbour = next((text for text in above if text and not text.startswith("#")), "")
+    if neighbour and not _KEY.search(neighbour) and neighbour[-1] not in "]}'\"":
+        return "the line above is no key: does it lack its colon?"
+    return _INDENT if neighbour else ""
+
+
+_INDENT = "keys that belong together begin in the same column; look at the indentation of this line and those above"
 
 
 def _note_bad_character(source: Source, error: yaml.reader.ReaderError) -> None:

@@ -455,7 +455,7 @@ class Config(Part):
     state_dir: File = Field(
         default_factory=places.default_state_dir,
         description="Where frontd keeps what must survive a restart; left out: `$FRONTD_STATE_DIR`, "
-        "`/var/lib/frontd` in a container, else "
+        "`/var/lib/frontd` in a container whose user can write there, else "
         "`$XDG_STATE_HOME/frontd` or `~/.local/state/frontd`.",
     )
 

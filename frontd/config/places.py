@@ -28,17 +28,26 @@ def in_container(root: Path = Path("/"), environ: Mapping[str, str] = os.environ
     return (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
 
 
-def default_state_dir(environ: Mapping[str, str] = os.environ, container: bool | None = None) -> Path:
-    """The state directory: ``$FRONTD_STATE_DIR``, else ``/var/lib/frontd`` in a container, else the user's own state
-    folder (XDG Base Directory: ``$XDG_STATE_HOME/frontd`` or ``~/.local/state/frontd``)."""
+def default_state_dir(
+    environ: Mapping[str, str] = os.environ, container: bool | None = None, shared: Path = CONTAINER_STATE_DIR
+) -> Path:
+    """The state directory: ``$FRONTD_STATE_DIR``, else ``/var/lib/frontd`` (`shared`) in a container where this user
+    can write or create it, else the user's own state folder (XDG Base Directory: ``$XDG_STATE_HOME/frontd`` or
+    ``~/.local/state/frontd``)."""
     if chosen := environ.get("FRONTD_STATE_DIR"):
         return Path(os.path.abspath(chosen))
-    if in_container(environ=environ) if container is None else container:
-        return CONTAINER_STATE_DIR
+    if (in_container(environ=environ) if container is None else container) and _can_be_written(shared):
+        return shared
     state_home = environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(state_home):  # the XDG specification: a relative path is ignored
         return Path(state_home) / "frontd"
     return _home(environ) / ".local/state/frontd"
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether this user can write in `folder`, or create it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _home(environ: Mapping[str, str]) -> Path:

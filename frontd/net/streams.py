@@ -105,7 +105,10 @@ class Stream:
         while (data := self.receive_now()) is None:
             if self._wants_write:
                 self._wants_write = False
-                await trio.lowlevel.wait_writable(self.sock)
+                with trio.CancelScope(deadline=deadline) as scope:
+                    await trio.lowlevel.wait_writable(self.sock)
+                if scope.cancelled_caught:
+                    raise FrontdError(reason)
             else:
                 await readable(self, deadline, reason)
         return data
@@ -156,6 +159,8 @@ class Stream:
         Judged only while bytes wait: whenever in `window` seconds fewer than `least` bytes reached the peer (bytes that
         left the kernel's send queue, not bytes that entered it), raises `FrontdError(reason)`.  Raises `Broken`.
         """
+        if self.closed:
+            raise Broken("closed by its owner")
         began, mark = trio.current_time(), self._delivered()
         while not self.send_now(b""):
             with trio.CancelScope(deadline=began + window), suppress(trio.ClosedResourceError):
@@ -170,7 +175,7 @@ class Stream:
     def _delivered(self) -> int:
         try:
             (waiting,) = struct.unpack("i", fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: closed meanwhile
             waiting = 0
         return self.sent - int(waiting)
 

@@ -24,7 +24,7 @@ from frontd.protocol.h1 import NO_TRAILERS, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
 
-PARTS_IN_A_ROW = 16  # of at most 64 KiB, or of as many chunks as are walked at once
+PARTS_IN_A_ROW = 4  # of at most 64 KiB, or of as many chunks as are walked at once (25 us each, nearly all h11's)
 
 
 class Downstream(Protocol):

@@ -69,7 +69,8 @@ async def serve(
         if destination.pool is None:
             await redirect(exchange, down, destination, request)
         else:
-            await forward(exchange, down, site, destination, destination.pool)
+            with destination.pool.exchange():
+                await forward(exchange, down, site, destination, destination.pool)
     except FrontdError as error:
         await refuse(exchange, down, error)
 

@@ -94,22 +94,23 @@ class World:
         """
         host = request.host or client.local_address
         match = self.sites.match(client.scheme, client.public_port, host, client.local_address, request.path)
-        if client.tls is not None and self._policy(host, match.value) != client.tls.policy:
+        if client.tls is not None and any(one != client.tls.policy for one in self._policies(host, match.value)):
             raise FrontdError(Reason.Misdirected)
         if match.value is not None:
             return match.value.site
         raise FrontdError(Reason.NotFound if match.host_known else Reason.Hostname, detail=f"host {host}")
 
-
-    def _policy(self, host: str, entrance: Entrance | None) -> TlsPolicy:
-        """What a request for `host` must have been made under.
-
-        A host that no certificate names falls under the demands of the UrlPrefix that lets it in (``*.example.com``
-        covers any number of labels, an IP-bound prefix covers every name): else such a name would get round them.
+    def _policies(self, host: str, entrance: Entrance | None) -> list[TlsPolicy]:
+        """What a request for `host` must have been made under: that host's policy, and the one of the UrlPrefix that
+        lets it in when that one demands a certificate (``*.example.com`` covers any number of labels, an IP-bound
+        prefix covers every name): else a name that has a certificate of its own would get round the demand.
         """
-        profiles = self.profiles
-        profile = profiles.named(host) or (profiles.named(entrance.host) if entrance else None) or profiles.default
-        return profile.policy if profile else OPEN_POLICY
+        named, door = self.profiles.named(host), self.profiles.named(entrance.host) if entrance else None
+        profile = named or door or self.profiles.default
+        policies = [profile.policy if profile else OPEN_POLICY]
+        if door is not None and door.policy.client_certificate != "none":
+            policies.append(door.policy)
+        return policies
 
 
 def check_limits(site: Site, request: Request, head_size: int) -> None:

@@ -45,6 +45,9 @@ from frontd.protocol.scan import WireLimits
 PATIENCE = 10.0  # s for a caller to send its request
 MAX_BODY = 65536
 MAX_CALLERS = 64
+# The health listener is open to strangers: silent ones must not keep an orchestrator waiting until it gives up on us.
+HEALTH_PATIENCE = 1.0  # s
+HEALTH_CALLERS = 512
 BACKLOG = 64
 
 
@@ -265,14 +268,19 @@ def may_call(caller: Caller) -> bool:
     return caller.uid in (0, os.geteuid())
 
 
-async def serve_calls(listening: socket.socket, answerer: Answerer, fault: Fault) -> None:
-    """Accept callers until cancelled; `fault` is told what went wrong inside `answerer`."""
-    free = trio.Semaphore(MAX_CALLERS)
+async def serve_calls(
+    listening: socket.socket, answerer: Answerer, fault: Fault, patience: float = PATIENCE, callers: int = MAX_CALLERS
+) -> None:
+    """Accept callers until cancelled, at most `callers` at a time, each with `patience` seconds to say what it wants.
+
+    `fault` is told what went wrong inside `answerer`.
+    """
+    free = trio.Semaphore(callers)
     async with trio.open_nursery() as nursery:
         while True:
             await free.acquire()
             sock = await _accept(listening)
-            nursery.start_soon(carry_task, _serve_caller, sock, answerer, fault, free)
+            nursery.start_soon(carry_task, _serve_caller, sock, answerer, fault, patience, free)
 
 
 async def _accept(listening: socket.socket) -> socket.socket:
@@ -285,12 +293,14 @@ async def _accept(listening: socket.socket) -> socket.socket:
             await trio.sleep(0.1)
 
 
-async def _serve_caller(sock: socket.socket, answerer: Answerer, fault: Fault, free: trio.Semaphore) -> None:
+async def _serve_caller(
+    sock: socket.socket, answerer: Answerer, fault: Fault, patience: float, free: trio.Semaphore
+) -> None:
     stream = Stream(sock)
     try:
         caller = peer_of(sock) if sock.family == socket.AF_UNIX else STRANGER
         http = ServerConnection()
-        while await _one_call(stream, http, answerer, caller, fault):
+        while await _one_call(stream, http, answerer, caller, fault, patience):
             http.next_cycle()
         await stream.close_gracefully()
     except (Broken, FrontdError, OSError):
@@ -302,10 +312,12 @@ async def _serve_caller(sock: socket.socket, answerer: Answerer, fault: Fault, f
         free.release()
 
 
-async def _one_call(stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault) -> bool:
+async def _one_call(
+    stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault, patience: float
+) -> bool:
     """Answer one request; whether another may follow."""
     try:
-        request = await _read_request(stream, http)
+        request = await _read_request(stream, http, patience)
     except FrontdError as error:
         if error.status == 0 or (error.reason is Reason.Timer_HeaderWait and not http.has_bytes):
             raise
@@ -323,9 +335,9 @@ async def _one_call(stream: Stream, http: ServerConnection, answerer: Answerer, 
     return not http.must_close
 
 
-async def _read_request(stream: Stream, http: ServerConnection) -> Request | None:
+async def _read_request(stream: Stream, http: ServerConnection, patience: float) -> Request | None:
     """The next request, its body thrown away; None when the caller is done.  Raises `FrontdError` and `Broken`."""
-    deadline = trio.current_time() + PATIENCE
+    deadline = trio.current_time() + patience
     while (head := http.next_head(WireLimits())) is None:
         data = await stream.receive(deadline, Reason.Timer_HeaderWait)
         if not data:

@@ -33,6 +33,7 @@ from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.runtime import BuildProblem, build, differences
 from frontd.upstream.pool import Pool
 
+READ_TIME = 60.0  # s for the files of a configuration
 FIXED = ("control", "health", "state_dir")  # nouns whose change needs a restart
 
 
@@ -124,11 +125,14 @@ class Front:
         async with self._reloading:
             report = ReloadReport(time.time())
             try:
-                loaded = await trio.to_thread.run_sync(read)
+                with trio.fail_after(READ_TIME):  # a mount that hangs must not hold later reloads, or the end
+                    loaded = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
                 report.warnings = [str(problem) for problem in loaded.warnings]
                 report.changed = self._swap(loaded)
             except ConfigProblems as error:
                 report.errors = [str(problem) for problem in error.problems if problem.severity == "error"]
+            except trio.TooSlowError:
+                report.errors = [f"the configuration could not be read within {READ_TIME:g} s"]
             except (BuildProblem, OSError) as error:
                 report.errors = [str(error)]
             except Exception as error:  # a fault of ours must not take the running world along

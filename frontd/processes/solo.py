@@ -17,7 +17,13 @@ import trio
 from frontd.config.load import Loaded
 from frontd.config.model import Health, Listen
 from frontd.lanes.listener import bind
-from frontd.processes.control import Control, bind_control, serve_calls
+from frontd.processes.control import (
+    HEALTH_CALLERS,
+    HEALTH_PATIENCE,
+    Control,
+    bind_control,
+    serve_calls,
+)
 from frontd.processes.front import Front
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -33,7 +39,11 @@ def run_front(
 
     `reload_from` reads the configuration again; `ready` is told in one line when connections are accepted.  Raises
     `OSError` when a socket cannot be bound and `BuildProblem` when the configuration cannot be served.
+
+    It takes the signals of the process over for good: the process is meant to end with it, and a signal that comes
+    while it cleans up must not take the exit code, the last log lines or the socket file with it.
     """
+    ignore_signals(signal.SIGHUP, signal.SIGUSR1)  # whose default is to kill; nothing serves yet
     raise_file_limit()
     front = Front.open(loaded)
     with ExitStack() as left:  # undone in reverse, however this ends
@@ -57,12 +67,14 @@ async def _main(
     version: str,
 ) -> int:
     control = Control(front, version, reload_from)
+    ignore_signals(*SIGNALS)  # what holds again when the receiver below has closed
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(front.run)
             nursery.start_soon(serve_calls, control_socket, control.answer, front.service.log_fault)
             if health is not None:
-                nursery.start_soon(serve_calls, health, control.health, front.service.log_fault)
+                fault = front.service.log_fault
+                nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
             gc.collect()
             gc.freeze()
             if ready is not None:
@@ -80,6 +92,12 @@ async def _main(
                 else:
                     nursery.cancel_scope.cancel()
     return 0
+
+
+def ignore_signals(*numbers: signal.Signals) -> None:
+    """Let `numbers` pass without effect until somebody listens for them."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def drain_and_stop(front: Front, nursery: trio.Nursery) -> None:

@@ -45,7 +45,8 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + VALUE + rb")?")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
 
 MAX_CHUNK_LINE = 512  # bytes; extensions are unused in practice, nginx and h11 bound them too
-CHUNKS_AT_ONCE = 256  # 64 KiB of one-byte chunks would keep everybody else waiting for 0.1 s
+MAX_TRAILERS = 200  # fields, as many as a head may have by default
+CHUNKS_AT_ONCE = 64  # one client's one-byte chunks would keep everybody else waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,12 +317,13 @@ class ChunkScanner:
     `FrontdError` with the reason given at construction.
     """
 
-    __slots__ = ("_left", "_reason", "_seen", "_state", "_trailer_limit", "_trailer_size", "done")
+    __slots__ = ("_left", "_reason", "_seen", "_state", "_trailer_limit", "_trailer_size", "_trailers", "done")
 
     def __init__(self, reason: Reason, trailer_limit: int) -> None:
         self._reason = reason
         self._trailer_limit = trailer_limit
         self._trailer_size = 0
+        self._trailers = 0
         self._state = "size"
         self._left = 0
         self._seen = 0  # bytes at the front of the buffer that hold no line end
@@ -372,6 +374,8 @@ class ChunkScanner:
             self._state = "data" if self._left else "trailer"
         elif line:
             self._trailer_size += len(line) + 2
+            self._trailers += 1
+            self._refuse_unless(self._trailers <= MAX_TRAILERS, f"more than {MAX_TRAILERS} trailer fields")
             self._refuse_unless(_FIELD.fullmatch(line) is not None, "a trailer field is not valid")
         else:
             self.done = True

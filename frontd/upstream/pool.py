@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -110,6 +111,7 @@ class Pool:
         self._work = trio.Event()
         self._alarm = trio.Event()  # a place has just gone out: its name may stand for another address now
         self._retired = False
+        self.exchanges = 0  # that were routed here and are not over; between two tries one holds neither lease nor place
         self._known: dict[Target, list[Address]] = {}
         self._lookup_errors: dict[Target, str] = {}
         for target in settings.targets:
@@ -153,7 +155,7 @@ class Pool:
         place, upstream = lease.place, lease.upstream
         place.active -= 1
         if upstream is not None:
-            if keep and upstream.http.reusable and self._keeps(place):
+            if keep and upstream.http.reusable and not upstream.stream.pending and self._keeps(place):
                 upstream.http.next_cycle()
                 upstream.idle_since = trio.current_time()
                 place.idle.append(upstream)
@@ -198,6 +200,17 @@ class Pool:
         """A connection ended without an answer: its idle siblings are as dead."""
         lease.place.close_idle()
         lease.discard()
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """While one exchange may still come back for a lease; a retired pool lives on for it."""
+        self.exchanges += 1
+        try:
+            yield
+        finally:
+            self.exchanges -= 1
+            if self._retired:
+                self._work.set()
 
     # ------------------------------------------------------------------ the hands: asynchronous
 
@@ -267,7 +280,7 @@ class Pool:
         async with trio.open_nursery() as nursery:
             for target in self._names:
                 nursery.start_soon(self._keep_looking_up, target)
-            while not (self._retired and not any(place.active for place in self.places) and not len(self.queue)):
+            while not self._is_over:
                 now = trio.current_time()
                 self._close_idle(now)
                 for place in self.places:
@@ -276,6 +289,11 @@ class Pool:
                         nursery.start_soon(self._probe, place)
                 await self._wait_for_work(now)
             nursery.cancel_scope.cancel()
+
+    @property
+    def _is_over(self) -> bool:
+        busy = self.exchanges or len(self.queue) or any(place.active for place in self.places)
+        return self._retired and not busy
 
     async def _wait_for_work(self, now: float) -> None:
         times = [place.retry_at for place in self.places if place.is_out and not place.probing]

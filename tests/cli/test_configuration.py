@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from frontd.cli.common import loopback_addresses, pick_port, port_is_free, split_url
 from frontd.cli.proxy import configuration, quoted, target
 from frontd.cli.root import cli
-from frontd.config.load import effective, loads
+from frontd.config import places
+from frontd.config.load import Loaded, effective, loads
 
 GOOD = "sites:\n  web:\n    urls: ['http://localhost:8080/']\n    routes: {/: 'http://app:9000'}\n"
 
@@ -40,6 +41,18 @@ def test_check_prints_every_problem_and_exits_3(runner: CliRunner) -> None:
     assert "bad.yaml:2:16: listen.http" in result.stderr
     assert result.stderr.endswith("errors\n")
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["check", "serve"])
+def test_the_file_may_be_named_without_c(runner: CliRunner, verb: str) -> None:
+    Path("bad.yaml").write_text("sitez: {}\n")
+    Path("frontd.yaml").write_text(GOOD)
+    result = runner.invoke(cli, [verb, "bad.yaml"], env={"FRONTD_CONFIG": "frontd.yaml"})
+    assert result.exit_code == 3
+    assert "bad.yaml:1:1: sitez: unknown key" in result.stderr
+    twice = runner.invoke(cli, [verb, "bad.yaml", "-c", "frontd.yaml"])
+    assert twice.exit_code == 2
+    assert "named twice: bad.yaml and -c frontd.yaml" in twice.stderr
 
 
 def test_check_reads_standard_input_and_the_environment(runner: CliRunner) -> None:
@@ -77,6 +90,15 @@ def printed(runner: CliRunner, *arguments: str) -> str:
     result = runner.invoke(cli, ["proxy", *arguments, "--print-config"])
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["proxy", "--to", "1", "--print-config"], ["proxy", "--to", "1"], ["demo"]])
+def test_a_state_directory_that_cannot_be_written(runner: CliRunner, arguments: list[str]) -> None:
+    Path("file").touch()
+    result = runner.invoke(cli, arguments, env={"FRONTD_STATE_DIR": "file/state"})
+    assert result.exit_code == 1
+    assert "frontd: cannot write to the state directory: " in result.stderr
+    assert result.stderr.endswith("Choose another with FRONTD_STATE_DIR.\n")
 
 
 def test_what_proxy_prints_is_a_configuration(runner: CliRunner, state_dir: Path) -> None:
@@ -127,6 +149,8 @@ def test_plain_http_needs_no_certificate(runner: CliRunner, state_dir: Path) -> 
         (["--from", "https://localhost:0", "--to", "9000"], "from 1 to 65535"),
         (["--from", "https://localhost:99999", "--to", "9000"], "from 1 to 65535"),
         (["--to", "app"], "write a port"),
+        (["--to", "99999"], "from 1 to 65535"),
+        (["--to", "app:0"], "from 1 to 65535"),
         ([], "Missing option '--to'"),
     ],
 )
@@ -134,6 +158,49 @@ def test_wrong_usage_is_2(runner: CliRunner, arguments: list[str], said: str) ->
     result = runner.invoke(cli, ["proxy", *arguments, "--print-config"])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_what_is_printed_was_read_first(runner: CliRunner) -> None:
+    result = runner.invoke(cli, ["proxy", "--to", "1", "--cert", "nope.pem", "--key", "nope.pem", "--print-config"])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "nope.pem" in result.stderr
+    assert runner.invoke(cli, ["proxy", "--to", "http://a/b", "--print-config"]).exit_code == 3
+
+
+def test_what_is_printed_does_not_depend_on_what_runs(
+    runner: CliRunner, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "RUN_DIR", state_dir)
+    arguments = ["--from", "https://localhost", "--to", "9000"]
+    before = printed(runner, *arguments)
+    assert {one.port for one in loads(before).config.listen.values()} == {80, 443}
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(places.default_control_socket(state_dir)))
+        other.listen()
+        assert printed(runner, *arguments) == before
+
+
+def test_a_proxy_in_a_container_does_not_warn_of_its_own_file(
+    runner: CliRunner, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Loaded] = []
+    monkeypatch.setenv("container", "podman")
+    monkeypatch.setattr("frontd.cli.serve.run", lambda loaded, again: seen.append(loaded))
+    assert runner.invoke(cli, ["proxy", "--to", "9000"]).exit_code == 0
+    assert [loaded.warnings for loaded in seen] == [[]]
+    assert seen[0].config.state_dir == state_dir
+
+
+@pytest.mark.parametrize("demo", [True, False])
+def test_nor_does_the_demo(runner: CliRunner, demo: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    monkeypatch.setenv("container", "podman")
+    monkeypatch.setattr(
+        "frontd.cli.serve.run", lambda loaded, again: found.extend([len(loaded.warnings), len(again().warnings)])
+    )
+    Path("frontd.yaml").write_text(GOOD.replace("app:9000", "127.0.0.1:9000"))
+    assert runner.invoke(cli, ["serve", *(["--demo"] if demo else [])]).exit_code == 0
+    assert [number > 0 for number in found] == [not demo] * 2
 
 
 @pytest.mark.parametrize(

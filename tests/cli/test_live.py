@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from frontd.cli.controlclient import configured_socket
 from frontd.cli.live import address, status_text
 from frontd.cli.root import cli
+from frontd.config import places
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0", "pid": 42, "started": "2026-11-20T10:00:00Z", "uptime": 192.0, "ready": True,
@@ -117,6 +119,39 @@ def test_status_is_aligned_text(ask: Ask) -> None:
     assert "the name does not resolve\n" in output
     assert "\x1b" not in output
     assert not [line for line in output.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_default_configuration_says_where_the_socket_is(
+    named: bool, runner: CliRunner, tmp_path: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    file = tmp_path / "etc" / "frontd.yaml" if named else tmp_path / "cwd" / "frontd.yaml"
+    file.write_text("sites: {}\ncontrol: {socket: c.sock}\n")
+    with control(file.parent / "c.sock", {"GET /readyz": (200, "ok")}):
+        result = runner.invoke(cli, ["healthcheck"], env={"FRONTD_CONFIG": str(file)} if named else {})
+    assert (result.exit_code, result.output) == (0, "ready\n")
+
+
+def test_where_a_configuration_puts_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "frontd.yaml"
+
+    def found(text: str) -> Path | None:
+        file.write_text(text)
+        return configured_socket(file)
+
+    assert found("control: {socket: /x/c.sock}") == Path("/x/c.sock")
+    assert found("state_dir: s\ncontrol: {socket: c}") == tmp_path / "c"
+    if not places.RUN_DIR.is_dir():
+        assert found("state_dir: s") == tmp_path / "s" / "control.sock"
+    for other in ("sites: {}", "control: {socket: '${S}'}", "control: x", "control: {socket: 1}", "a: b: c", "[]", ""):
+        assert found(other) is None, other
+    file.write_bytes(b"control: {socket: \xff}")
+    assert configured_socket(file) is None
+    assert configured_socket(tmp_path) is None
+    assert configured_socket(tmp_path / "nothing") is None
 
 
 def test_status_as_json_is_the_answer(ask: Ask) -> None:

@@ -58,9 +58,21 @@ def test_loopback_targets_inside_a_container(target: str) -> None:
     sites: {{a: {{urls: [http://a/], routes: {{/: p, /t: "{target}"}}}}}}
     pools: {{p: {{targets: ["{target}", "unix:/x"]}}}}
     """
-    paths = [problem.path for problem in load_text(text, container=True).warnings]
-    assert paths == ["sites.a.routes./t", "pools.p.targets[0]"]
+    [warning] = load_text(text, container=True).warnings
+    assert warning.path == "sites.a.routes./t"
+    assert warning.message.count(target.removesuffix(":80")) == 1
+    assert warning.message.endswith(": this is the container itself, not the host and not another container")
     assert load_text(text).warnings == []
+
+
+def test_loopback_targets_share_one_warning_at_the_first() -> None:
+    text = """\
+    pools: {p: {targets: [http://app:1, http://localhost:1, http://127.0.0.1:2]}}
+    sites: {a: {urls: [http://a/], routes: {/: http://127.0.0.1:3, /p: p, /x: http://127.0.0.1:2}}}
+    """
+    [warning] = load_text(text, container=True).warnings
+    assert (warning.line, warning.path) == (1, "pools.p.targets[1]")
+    assert warning.message.startswith("http://localhost:1, http://127.0.0.1:2, http://127.0.0.1:3: these are the")
 
 
 def test_a_pool_without_a_route() -> None:
@@ -146,10 +158,11 @@ def test_the_state_directory_is_not_on_a_volume(tmp_path: Path) -> None:
     mountinfo = tmp_path / "mountinfo"
     line = "36 35 98:0 /x {} rw,noatime master:1 - overlay overlay rw\n"
     mountinfo.write_text(line.format("/"))
-    found = load(path, environ={}, container=True, mountinfo=mountinfo).warnings
+    environ = {"FRONTD_STATE_DIR": "/var/lib/frontd"}
+    found = load(path, environ=environ, container=True, mountinfo=mountinfo).warnings
     assert [problem.message for problem in found] == [
         "/var/lib/frontd is not on a volume: what frontd keeps there is lost with the container"
     ]
     mountinfo.write_text(line.format("/") + line.format("/var/lib/frontd"))
-    assert load(path, environ={}, container=True, mountinfo=mountinfo).warnings == []
-    assert load(path, environ={}, container=True, mountinfo=NO_MOUNTS).warnings == []
+    assert load(path, environ=environ, container=True, mountinfo=mountinfo).warnings == []
+    assert load(path, environ=environ, container=True, mountinfo=NO_MOUNTS).warnings == []

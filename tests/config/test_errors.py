@@ -23,6 +23,51 @@ def test_an_empty_file() -> None:
     assert errors_of("# nothing\n") == errors_of("")
 
 
+_INDENT = "keys that belong together begin in the same column"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ("sites:\n  a: http://app\n   b:\n", "3:5", _INDENT),
+        ("sites:\n  a:\n    urls: [http://a/]\n   routes: {/: http://b}\n", "4:4", _INDENT),
+        ("sites:\n    a: http://app:8000\n  b: http://app:8000\n", "3:3", _INDENT),
+        ("sites:\n  a: {urls: ['http://a/],\n    routes: {/: x: y}}\n\n", "2:14", "opened in line 2 is never closed"),
+        ("sites:\n  a: 'http://a\n  b: 'http://b'\n", "3:7", "closes one that was opened in an earlier line"),
+        ("sites:\n  a: {urls: [http://a/], routes: {/: x}},\n", "2:41", "take it away"),
+        ("sites:\n  a: http://a,\n  b: 'http://b',\n", "3:16", "take it away"),
+        ("sites: {a: {urls: [http://a/, , http://b/]}}\n", "1:31", "a comma too many"),
+        ("sites:\n  a:\n    urls: [http://a/\n    routes: {/: x}\n", "4:11", "is the [ opened in line 3 closed?"),
+        ("sites:\n  a\n  # b\n  b: http://x\n", "4:3", "does it lack its colon?"),
+        ("sites:\n  a: http://app: 8000\n", "2:16", "a value that contains a colon followed by a blank needs quotes"),
+        ("sites:\n  a: 'x' y\n", "2:10", ""),
+    ],
+)
+def test_hints_at_what_is_wrong_with_the_yaml(text: str, place: str, hint: str) -> None:
+    printed = errors_of(text)
+    assert printed.startswith(f"frontd.yaml:{place}: this is not valid YAML")
+    _, equals, said = printed.partition("\n  = ")
+    assert hint in said
+    assert bool(hint) == bool(equals)
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("app:8000", "http://app:8000"),
+        ("127.0.0.1:29002", "http://127.0.0.1:29002"),
+        ("[::1]:9000", "http://[::1]:9000"),
+        ("9000", "http://127.0.0.1:9000"),
+        ("app", "http://app:8000"),
+        ("99999", "http://app:8000"),
+    ],
+)
+def test_a_target_without_scheme(written: str, hint: str) -> None:
+    printed = errors_of(f"sites: {{a: {{urls: [http://a/], routes: {{/: '{written}'}}}}}}")
+    assert f"there is no pool '{written}'" in printed
+    assert printed.endswith(f"or write a target: {hint}")
+
+
 def test_a_secret_is_never_printed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2 http://\n")
     secret = '"${file:secret}"'

@@ -21,11 +21,21 @@ def test_state_directory() -> None:
     def state(environ: dict[str, str], container: bool) -> str:
         return str(places.default_state_dir(environ, container))
 
-    assert state({"HOME": "/home/u"}, True) == "/var/lib/frontd"
     assert state({"HOME": "/home/u"}, False) == "/home/u/.local/state/frontd"
     assert state({"HOME": "/home/u", "XDG_STATE_HOME": "/s"}, False) == "/s/frontd"
     assert state({"HOME": "/home/u", "XDG_STATE_HOME": "relative"}, False) == "/home/u/.local/state/frontd"
     assert state({"FRONTD_STATE_DIR": "/x"}, True) == "/x"
+
+
+def test_state_directory_in_a_container_whose_user_cannot_write_there(tmp_path: Path) -> None:
+    def state(shared: Path) -> Path:
+        return places.default_state_dir({"HOME": "/home/u"}, True, shared)
+
+    (tmp_path / "file").touch()
+    assert state(tmp_path) == tmp_path
+    assert state(tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
+    assert state(tmp_path / "file" / "x") == Path("/home/u/.local/state/frontd")
+    assert state(tmp_path / "file") == Path("/home/u/.local/state/frontd")
 
 
 def test_control_socket(tmp_path: Path) -> None:
