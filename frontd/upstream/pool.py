@@ -111,7 +111,7 @@ class Pool:
         self._work = trio.Event()
         self._alarm = trio.Event()  # a place has just gone out: its name may stand for another address now
         self._retired = False
-        self.exchanges = 0  # that were routed here and are not over; between two tries one holds neither lease nor place
+        self.exchanges = 0  # routed here and not over; between two tries one holds neither lease nor place
         self._known: dict[Target, list[Address]] = {}
         self._lookup_errors: dict[Target, str] = {}
         for target in settings.targets:

@@ -10,6 +10,7 @@ from frontd.protocol.h1 import ClientConnection, ServerConnection
 from frontd.protocol.scan import (
     CHUNKS_AT_ONCE,
     MAX_CHUNK_LINE,
+    MAX_TRAILERS,
     RESPONSE_LIMITS,
     ChunkScanner,
     WireLimits,
@@ -199,12 +200,24 @@ def test_bytes_behind_the_last_chunk_are_not_counted() -> None:
 
 
 def test_many_small_chunks_are_walked_in_portions() -> None:
-    scanner, buffer = ChunkScanner(Reason.BadRequest, 100), bytearray(b"1\r\nx\r\n" * 1000 + b"0\r\na:\r\n\r\n")
+    body = b"1\r\nx\r\n" * (3 * CHUNKS_AT_ONCE + 1) + b"0\r\na:\r\n\r\n"
+    scanner, buffer = ChunkScanner(Reason.BadRequest, 100), bytearray(body)
     sizes = []
     while not scanner.done:
         sizes.append(scanner.consume(buffer))
         del buffer[: sizes[-1]]
-    assert sizes == [CHUNKS_AT_ONCE * 6] * 3 + [(1000 - 3 * CHUNKS_AT_ONCE) * 6 + 9]
+    assert sizes == [CHUNKS_AT_ONCE * 6] * 3 + [6 + 9]
+
+
+def test_trailer_fields_are_counted() -> None:
+    for count in (MAX_TRAILERS, MAX_TRAILERS + 1):
+        scanner = ChunkScanner(Reason.BadRequest, 65536)
+        body = bytearray(b"0\r\n" + b"a:\r\n" * count + b"\r\n")
+        if count == MAX_TRAILERS:
+            assert scanner.consume(body) == len(body)
+        else:
+            with pytest.raises(FrontdError, match="more than 200 trailer fields"):
+                scanner.consume(body)
 
 
 # ------------------------------------------------------------------------------------------------------- authorities

@@ -178,3 +178,20 @@ async def test_pipelined_requests_are_answered_in_order_over_one_connection(tmp_
         for n in range(30):
             assert (await line.message())[1] == b"%02d" % n
         assert it.connections == 1
+
+
+async def test_an_answer_before_the_upload_is_no_fault_of_ours(tmp_path: Path) -> None:
+    """The pump gets its first turn when the connection it should fill is closed already."""
+
+    async def at_once(line: Line) -> None:
+        await line.send(OK)
+        await line.read_to_end()
+
+    async with app(at_once) as it, front(one_pool(it.url), tmp_path) as stage:
+        for _ in range(20):
+            line = await stage.connect()
+            head, body = await line.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+            assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"ok")
+            await line.close()
+        await settled()
+        assert "Internal" not in stage.reasons

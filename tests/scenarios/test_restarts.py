@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.upstream.parts import reset
-from tests.wire import OK, Line, Script, Stage, app, free_port, front, one_pool, settled
+from tests.wire import OK, Line, Script, Stage, app, configuration, free_port, front, one_pool, settled
 
 
 class Load:
@@ -136,3 +136,24 @@ async def test_replicas_that_restart_one_after_the_other(tmp_path: Path, autojum
         await trio.sleep(1)
         load.check(500)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_reload_between_two_tries_strands_no_request(tmp_path: Path) -> None:
+    """Between them the exchange holds neither a lease nor a place in the queue, but the old pool still lives for it."""
+    port, died = free_port(), trio.Event()
+
+    async def dying(line: Line) -> None:
+        await line.head()
+        died.set()
+
+    text = one_pool(f"http://127.0.0.1:{port}", pool="queue: {wait: 20s}")
+    async with front(text, tmp_path) as stage:
+        line = await stage.connect()
+        async with app(dying, port=port):
+            await line.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await died.wait()
+        report = await stage.front.reload(lambda: configuration(text.replace("20s", "10s"), tmp_path))
+        assert report.changed == ["pool app changed"]
+        async with app(port=port):
+            with trio.fail_after(10):
+                assert (await line.message())[1] == b"ok"

@@ -321,3 +321,23 @@ async def test_a_name_that_no_certificate_covers_does_not_get_round_it(
     async with front(text, tmp_path) as stage:
         line = await tls_line(stage, client_context(pki), "open.test")
         assert (await line.get(host=host))[0].startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize(
+    ("urls", "demanding", "name"),
+    [
+        ('["https://127.0.0.1/"]', "127.0.0.1", "b.test"),  # an IP-bound UrlPrefix takes any name
+        ('["https://*.corp.test/"]', '"*.corp.test"', "x.deep.corp.test"),  # deeper than the wildcard reaches
+    ],
+)
+async def test_a_name_with_a_certificate_of_its_own_does_not_get_round_it(
+    pki: Pki, tmp_path: Path, urls: str, demanding: str, name: str
+) -> None:
+    pki.issue("wild", pki.servers, "*.corp.test", "127.0.0.1")
+    pki.issue("deep", pki.servers, "x.deep.corp.test")
+    certificates = ", ".join(pki.entry(one) for one in ("wild", "deep", "b"))
+    tls = f"hosts: {{{demanding}: {{client_certificate: required, ca: {pki.client_ca}}}}}"
+    async with app() as it, front(secure_site(it.url, certificates, tls, urls), tmp_path) as stage:
+        line = await tls_line(stage, client_context(pki), name)  # shakes hands under the open policy of its certificate
+        assert (await line.get(host=name))[0].startswith(b"HTTP/1.1 421 ")
+        assert it.heads == []
