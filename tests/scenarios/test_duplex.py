@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -180,18 +182,31 @@ async def test_pipelined_requests_are_answered_in_order_over_one_connection(tmp_
         assert it.connections == 1
 
 
+def answer_at_once(server: socket.socket) -> None:
+    """An app in a thread of its own, so that its answer can be there before the front looks."""
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        with connection:
+            connection.sendall(OK)
+            while connection.recv(65536):
+                pass
+
+
 async def test_an_answer_before_the_upload_is_no_fault_of_ours(tmp_path: Path) -> None:
     """The pump gets its first turn when the connection it should fill is closed already."""
-
-    async def at_once(line: Line) -> None:
-        await line.send(OK)
-        await line.read_to_end()
-
-    async with app(at_once) as it, front(one_pool(it.url), tmp_path) as stage:
-        for _ in range(20):
-            line = await stage.connect()
-            head, body = await line.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
-            assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"ok")
-            await line.close()
-        await settled()
-        assert "Internal" not in stage.reasons
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer_at_once, args=(server,))
+        thread.start()
+        async with front(one_pool(f"http://127.0.0.1:{server.getsockname()[1]}"), tmp_path) as stage:
+            for _ in range(20):
+                line = await stage.connect()
+                head, body = await line.ask(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc")
+                assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"ok")
+                await line.close()
+            await settled()
+            assert "Internal" not in stage.reasons
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
