@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ def serve(config: str | None, demo: bool) -> None:
     Says 'frontd ready' on stderr when it accepts connections.  SIGHUP or 'frontd reload' reads the file again, SIGUSR1
     reopens the logs.  FILE is the same as -c FILE.
     """
+    # Before anything is imported: their default is to kill, and whoever reloads does not know that we only just start.
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     name = find_config(config)
     # The demo's apps are in its own container if it is in one, so the warnings of containers are not for its file.
     container = False if demo else None

@@ -192,6 +192,21 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Si
         assert not (tmp_path / "control.sock").exists()
 
 
+async def test_signals_while_it_ends_change_nothing(tmp_path: Path) -> None:
+    """What nobody listens for any more must not take the exit code, the last lines or the socket file along."""
+    for storm in ([signal.SIGHUP] * 5, [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]):
+        async with running(settings(tmp_path, "http://127.0.0.1:1")) as front:
+            front.child.send_signal(signal.SIGTERM)
+            with trio.fail_after(5):
+                while front.child.returncode is None:
+                    for number in storm:
+                        front.child.send_signal(number)
+                    with trio.move_on_after(0.001):
+                        await front.child.wait()
+            assert front.child.returncode == 0
+            assert not (tmp_path / "control.sock").exists()
+
+
 async def test_killed_it_comes_back_at_the_same_place(tmp_path: Path) -> None:
     listen = f"http: {{address: 127.0.0.1, port: {free_port()}, public_port: 80}}"
     path = settings(tmp_path, "http://127.0.0.1:1", listen)
@@ -227,6 +242,19 @@ def serve(path: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-m", "frontd", "serve", "-c", str(path)],
         capture_output=True, text=True, check=False, timeout=20, env=environ,
     )  # fmt: skip
+
+
+async def test_silent_strangers_do_not_starve_the_health_listener(tmp_path: Path) -> None:
+    port = free_port()
+    path = settings(tmp_path, "http://127.0.0.1:1", extra=f'health: {{listen: "127.0.0.1:{port}"}}')
+    async with running(path) as front:
+        silent = [await front.line(port) for _ in range(200)]
+        asking = await front.line(port)
+        with trio.fail_after(5):
+            head, body = await asking.ask(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"ok\n")
+        for line in [*silent, asking]:
+            await line.close()
 
 
 @pytest.mark.parametrize("what", ["listener", "health", "control"])
