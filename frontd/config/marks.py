@@ -17,6 +17,7 @@ changed.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -34,7 +35,7 @@ _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 @dataclass(slots=True)
-class Node:
+class Node(ABC):
     """A value of the file.  `mark` is its place, `key` the place of its key, `path` the way to it from the top;
     `count` the number of nodes in it with aliases followed."""
 
@@ -49,9 +50,9 @@ class Node:
         return self.mark
 
     @property
+    @abstractmethod
     def what(self) -> str:
         """What it is, for people."""
-        raise NotImplementedError
 
 
 @dataclass(slots=True)
