@@ -10,6 +10,7 @@ import click
 from frontd.cli.common import ConfigFailure, Failure, count
 from frontd.cli.controlclient import RELOAD_TIMEOUT, call, fetch, find_socket, said, socket_option
 from frontd.cli.tables import duration, styled, table, use_colour
+from frontd.model.addresses import bracketed
 
 _STATES = {"up": "green", "serving": "green", "down": "red", "draining": "yellow", "unknown": "dim"}
 
@@ -97,8 +98,7 @@ def _headline(answer: dict[str, Any], colour: bool) -> str:
 
 def address(listener: dict[str, Any]) -> str:
     """``*:443``, ``127.0.0.1:8443``, ``[::1]:8443``."""
-    host = listener["address"] or "*"
-    return f"[{host}]:{listener['port']}" if ":" in host else f"{host}:{listener['port']}"
+    return f"{bracketed(listener['address'] or '*')}:{listener['port']}"
 
 
 @click.command(short_help="Make the running frontd read its configuration again.")

@@ -19,6 +19,7 @@ from frontd.config.model import Listen, Site, tls_host_name
 from frontd.config.problems import Mark
 from frontd.config.target import Target
 from frontd.config.units import clip, nearest
+from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import Category, UrlPrefix, is_under, path_key
 
 
@@ -208,7 +209,7 @@ def _urls_covered(room: Room, draft: Draft, facts: dict[int, CertificateFacts]) 
 
 
 def _as_http(url: UrlPrefix) -> str:
-    host = f"[{url.host}]" if ":" in url.host else url.host
+    host = bracketed(url.host)
     return f"http://{host}{url.path}"
 
 

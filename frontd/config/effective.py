@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target
+from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import UrlPrefix
 
 REDACTED = "**********"
@@ -42,7 +43,7 @@ def _plain(value: object, reveal: bool) -> Any:
 def _part(part: Part, reveal: bool) -> Any:
     if isinstance(part, Health):
         address, port = part.listen
-        return {"listen": f"[{address}]:{port}" if ":" in address else f"{address}:{port}"}
+        return {"listen": f"{bracketed(address)}:{port}"}
     data: dict[str, Any] = {}
     for name in type(part).model_fields:
         value = getattr(part, name)

@@ -12,6 +12,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo
 
 from frontd.config import units
 from frontd.config.leaves import Part, json_scalar
+from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import UrlPrefix, is_ip
 
 
@@ -46,7 +47,7 @@ class Target(Part):
     def __str__(self) -> str:
         if self.scheme == "unix":
             return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = bracketed(self.host)
         usual = self.port == (80 if self.scheme == "http" else 443)
         return f"{self.scheme}://{host}" if usual else f"{self.scheme}://{host}:{self.port}"
 

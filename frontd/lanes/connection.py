@@ -44,9 +44,7 @@ from frontd.protocol.hello import MAX_PROXY_2, BadHello, read_proxy_header
 from frontd.protocol.scan import RequestHead
 
 PIPELINED_IN_A_ROW = 8
-DRAINED_BODY = (
-    262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond, it is closed
-)
+DRAINED_BODY = 262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond: closed
 GRACE = 5.0  # s to tell a client why it is refused, beyond its own timers
 
 
@@ -188,8 +186,6 @@ async def read_proxy(connection: Connection, deadline: float) -> None:
     """Take the PROXY protocol header off the socket and believe it: the listener was told to."""
     try:
         header = await peek(connection.sock, read_proxy_header, MAX_PROXY_2, deadline)
-    except NothingSent:
-        raise
     except (BadHello, Broken) as error:
         raise FrontdError(Reason.ProxyHeader, detail=str(error)) from None
     connection.sock.recv(header.size)

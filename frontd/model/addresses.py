@@ -7,6 +7,11 @@ import ipaddress
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+def bracketed(host: str) -> str:
+    """A host as it stands in URLs, in Host fields and before a port: an IPv6 address in brackets (RFC 3986 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def plain_ip(address: str | bytes | Address) -> str:
     """An address (text, packed bytes or object) in the one form that is shown, logged and compared.
 

@@ -130,7 +130,6 @@ class Exchange:
         "status",
         "target",
         "underscores",
-        "upstream_status",
         "uri",
         "version",
     )
@@ -150,7 +149,6 @@ class Exchange:
         self.pool = ""
         self.target = ""
         self.status = 0
-        self.upstream_status = 0
         self.reason: Reason | None = None
         self.detail = ""
         self.bytes_in = 0

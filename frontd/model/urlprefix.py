@@ -35,6 +35,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import idna
 
+from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason
 
 T = TypeVar("T")
@@ -206,8 +207,7 @@ class UrlPrefix:
         return Category.IP_BOUND if is_ip(self.host) else Category.EXPLICIT
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
+        return f"{self.scheme}://{bracketed(self.host)}:{self.port}{self.path}"
 
 
 def _prefix_host(host: str) -> str:

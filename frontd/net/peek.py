@@ -18,7 +18,7 @@ from frontd.protocol.hello import Need
 T = TypeVar("T")
 
 
-class NothingSent(Broken):
+class NothingSent(Exception):
     """The peer connected and left without a byte: a port scan, a health check, a browser that thought better of it."""
 
 
@@ -34,8 +34,8 @@ class _Bare:
 async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: int, deadline: float) -> T:
     """What `read` makes of the first bytes, at most `limit` of them.
 
-    `read` gets at least one byte and answers `Need` for more.  Raises what `read` raises, `Broken` when the peer ends
-    too early or resets (`NothingSent` when it sent nothing), and `FrontdError` with ``Timer_HeaderWait`` at `deadline`
+    `read` gets at least one byte and answers `Need` for more.  Raises what `read` raises, `NothingSent`, `Broken`
+    when the peer ends too early or resets, and `FrontdError` with ``Timer_HeaderWait`` at `deadline`
     (s of trio's clock).
     """
     waiting = _Bare(sock)

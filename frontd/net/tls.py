@@ -33,7 +33,7 @@ from frontd.config.certificates import KeyPair, read_authorities, read_revocatio
 from frontd.config.model import TlsHost
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import TlsInfo, TlsPolicy
-from frontd.net.peek import NothingSent, peek
+from frontd.net.peek import peek
 from frontd.net.streams import Broken, Stream
 from frontd.net.traps import readable
 from frontd.protocol.hello import (
@@ -168,8 +168,6 @@ async def peek_hello(sock: socket.socket, deadline: float) -> ClientHello:
         return await peek(sock, _read_hello, MAX_HELLO, deadline)
     except BadHello as error:
         raise FrontdError(Reason.TlsHandshake, detail=str(error)) from None
-    except NothingSent:
-        raise
     except Broken as error:
         raise FrontdError(Reason.TlsHandshake, detail=str(error)) from None
 

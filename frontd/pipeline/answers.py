@@ -10,6 +10,7 @@ import html
 import json
 from email.utils import formatdate
 
+from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError
 from frontd.model.headers import Headers
 from frontd.model.messages import Request, Response
@@ -90,8 +91,7 @@ def redirect_response(destination: Destination, request: Request, local_address:
     host (HTTP/1.0) came to `local_address`.
     """
     path = request.path if request.query is None else f"{request.path}?{request.query}"
-    name = request.host or local_address
-    host = f"[{name}]" if ":" in name else name
+    host = bracketed(request.host or local_address)
     location = destination.redirect.replace("{host}", host).replace("{path}", path)
     body = f"{destination.status} {PHRASES[destination.status].decode()}\n{location}\n".encode()
     headers = Headers.of(

@@ -9,17 +9,17 @@ again; `Pump` moves them upstream in a task of its own while the response may al
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from typing import Protocol
 
 import trio
 
-from frontd.model.addresses import plain_ip
+from frontd.model.addresses import bracketed, plain_ip
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers, end_to_end
 from frontd.model.messages import Client, Request
 from frontd.net.streams import Stream
 from frontd.net.traps import carry
+from frontd.pipeline.answers import now
 from frontd.protocol.h1 import NO_TRAILERS, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
@@ -70,7 +70,7 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     if not client.is_trusted_proxy:
         headers.items = [item for item in headers.items if item[0].replace(b"_", b"-") not in CLIENT_FIELDS]
     # HTTP/1.0 knows requests without Host, HTTP/1.1 does not: the address the client came to stands in for the name
-    headers.items.insert(0, (b"host", b"Host", request.authority or _literal(client.local_address)))
+    headers.items.insert(0, (b"host", b"Host", request.authority or bracketed(client.local_address).encode()))
     if request.chunked:
         headers.add(b"Transfer-Encoding", b"chunked")
     elif request.content_length is not None:
@@ -86,10 +86,6 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     _continue_list(headers, b"Forwarded", _forwarded(request, client))
     _continue_list(headers, b"Via", VIA)
     return headers
-
-
-def _literal(address: str) -> bytes:
-    return f"[{address}]".encode() if ":" in address else address.encode()
 
 
 def _continue_list(headers: Headers, name: bytes, value: bytes) -> None:
@@ -173,7 +169,7 @@ def downstream_headers(head: ResponseHead) -> Headers:
     if head.status == 204:
         headers.remove(b"content-length")  # RFC 9110 8.6 forbids it; some apps send it all the same
     if b"date" not in headers:
-        headers.add(b"Date", formatdate(usegmt=True).encode())
+        headers.add(b"Date", now())
     _continue_list(headers, b"Via", VIA)
     return headers
 
@@ -255,15 +251,15 @@ def send_request_now(upstream: Upstream, request: Request, target: bytes, header
         out.append(http.send_end())
         complete = True
     else:
-        part = body.next_now()
-        if isinstance(part, bytes):
-            out.append(http.send_body(part))
+        for _ in range(2):  # the part that came with the head, and the end behind it
             part = body.next_now()
-        if isinstance(part, End):
-            out.append(http.send_end(trailers_of(request, part)))
-            complete = True
-        elif part is not None:
-            out.append(http.send_body(part))
+            if isinstance(part, End):
+                out.append(http.send_end(trailers_of(request, part)))
+                complete = True
+            elif part is not None:
+                out.append(http.send_body(part))
+                continue
+            break
     upstream.send_now(b"".join(out))
     return complete
 

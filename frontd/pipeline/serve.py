@@ -194,7 +194,7 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         passes = head.status in PASSED_1XX and request.version == "1.1"
         if passes and not down.inform(head.status, downstream_headers(head)):
             await down.flush()
-    exchange.status = exchange.upstream_status = head.status
+    exchange.status = head.status
     if head.status == 101:
         await upgrade(exchange, down, site, lease, head)
         return

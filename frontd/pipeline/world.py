@@ -8,7 +8,7 @@ snapshot.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from frontd.config.model import Limits, Timeouts
@@ -54,7 +54,6 @@ class Site:
     timeouts: Timeouts
     state: SiteState
     keeps_underscores: bool = False
-    wire: WireLimits = field(default_factory=WireLimits)
 
 
 class Entrance(NamedTuple):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from frontd.config.certificates import CertificateFacts, Unusable, read_certificate
 from frontd.config.model import Config, Listen, Pool, Route, Site
+from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.urlprefix import (
     DEFAULT_PORTS,
@@ -119,7 +120,7 @@ def _listener(way: Way) -> str:
 
 
 def _listener_name(one: Listen) -> str:
-    address = f"[{one.address}]" if one.address and ":" in one.address else one.address or "*"
+    address = bracketed(one.address or "*")
     return f"{one.name} ({address}:{one.port})"
 
 
@@ -232,7 +233,7 @@ Entry = tuple[str, UrlPrefix, Destination | None]
 
 
 def _redirect(way: Way, to: str, status: int) -> str:
-    host = f"[{way.host}]" if ":" in way.host else way.host
+    host = bracketed(way.host)
     path = way.path + (f"?{way.query}" if way.query else "")
     return f"{status} redirect to {to.replace('{host}', host).replace('{path}', path)}"
 

@@ -18,7 +18,8 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -71,14 +72,9 @@ class Front:
 
         Raises `OSError` or `BuildProblem`; nothing stays bound then.
         """
-        listeners = bind_all(loaded.config, [])
-        try:
-            world = build(loaded.config, 1, None)
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
         config = loaded.config
+        with bound(config, []) as listeners:
+            world = build(config, 1, None)
         return cls(loaded, listeners, Service(world, LogWriter(config.log.access, config.log.error)))
 
     @property
@@ -152,14 +148,8 @@ class Front:
                 raise BuildProblem(f"{noun} cannot be changed by a reload: restart frontd")
         service, nursery = self.service, self._nursery
         assert nursery is not None
-        listeners = bind_all(new, self.listeners)
-        try:
+        with bound(new, self.listeners) as listeners:
             world = build(new, service.world.generation + 1, service.world)
-        except BaseException:
-            for listener in listeners:
-                if listener not in self.listeners:
-                    listener.close()
-            raise
         previous, service.world = service.world, world
         if old.log != new.log:
             service.log.change(new.log.access, new.log.error)
@@ -176,14 +166,11 @@ class Front:
         for connection in list(service.connections):
             if isinstance(connection, Connection):
                 connection.follow(doors.get(connection.door.identity))
-        kept = set(world.pools.values())
-        for pool in previous.pools.values():
-            if pool not in kept:
-                pool.retire()
-        known = set(previous.pools.values())
-        for pool in world.pools.values():
-            if pool not in known:
-                nursery.start_soon(pool.run)
+        old_pools, new_pools = set(previous.pools.values()), set(world.pools.values())
+        for pool in old_pools - new_pools:
+            pool.retire()
+        for pool in new_pools - old_pools:
+            nursery.start_soon(pool.run)
         self.loaded, self.loaded_at = loaded, time.time()
         return differences(old, new)
 
@@ -218,16 +205,20 @@ class Front:
         return self.service.world.pools
 
 
-def bind_all(config: Config, standing: list[Listener]) -> list[Listener]:
-    """Listeners for `config`, in its order; those of `standing` that are the same are used again.  Raises `OSError`."""
+@contextmanager
+def bound(config: Config, standing: list[Listener]) -> Iterator[list[Listener]]:
+    """Listeners for `config`, in its order; those of `standing` that are the same are used again.
+
+    What was bound here is closed again when the block fails, or a later listener.  Raises `OSError`.
+    """
     same = {listener.identity: listener for listener in standing}
-    listeners: list[Listener] = []
-    try:
+    with ExitStack() as undone:
+        listeners: list[Listener] = []
         for settings in config.listen.values():
-            listeners.append(same.get(identity_of(settings)) or bind(settings))  # noqa: PERF401
-    except BaseException:
-        for listener in listeners:
-            if listener not in standing:
-                listener.close()
-        raise
-    return listeners
+            listener = same.get(identity_of(settings))
+            if listener is None:
+                listener = bind(settings)
+                undone.callback(listener.close)
+            listeners.append(listener)
+        yield listeners
+        undone.pop_all()

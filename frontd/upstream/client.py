@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
 from frontd.net.streams import Broken, Stream, tcp_options
 from frontd.net.tls import UntrustedUpstream, connect_tls
@@ -48,7 +49,7 @@ class Address:
     def __str__(self) -> str:
         if not self.port:
             return f"unix:{self.host}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

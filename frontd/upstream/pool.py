@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -304,7 +304,7 @@ class Pool:
     def _close_idle(self, now: float) -> None:
         oldest = float("inf") if self._retired else now - self.settings.keep_alive
         for place in self.places:
-            while place.idle and (self._retired or place.idle[0].idle_since <= oldest):
+            while place.idle and place.idle[0].idle_since <= oldest:
                 place.idle.popleft().stream.close_now()
 
     async def _probe(self, place: Place) -> None:
@@ -392,8 +392,3 @@ def literal_address(target: Target) -> Address | None:
         return Address(str(ipaddress.ip_address(target.host)), target.port)
     except ValueError:
         return None
-
-
-def total_active(pools: Iterable[Pool]) -> int:
-    """Exchanges that hold a place in any of `pools`."""
-    return sum(place.active for pool in pools for place in pool.places)

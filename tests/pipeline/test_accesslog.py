@@ -53,7 +53,7 @@ def exchange(
     it.number = 7
     it.method, it.uri, it.version, it.fields = method, uri, "1.1", headers
     it.site, it.route, it.pool, it.target = "shop", "/a/", "app", "http://10.0.0.7:9000"
-    it.status, it.upstream_status, it.bytes_in, it.bytes_out = 200, 200, 120, 4321
+    it.status, it.bytes_in, it.bytes_out = 200, 120, 4321
     it.attempts, it.queue_wait, it.generation = 1, 0.25, 3
     return it
 
