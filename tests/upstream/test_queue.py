@@ -92,17 +92,18 @@ async def test_longest_is_the_age_of_the_first(autojump_clock: object) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def leaver(scope: trio.CancelScope, queue: RequestQueue[str], got: Got) -> None:
+    """Waits until `scope` is cancelled."""
+    with scope:
+        await wait(queue, queue.draw(), got)
+
+
 async def test_what_was_given_to_one_who_leaves_comes_back() -> None:
     queue: RequestQueue[str] = RequestQueue(2)
     got: Got = []
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
-
-        async def leaver() -> None:
-            with scope:
-                await wait(queue, queue.draw(), got)
-
-        nursery.start_soon(leaver)
+        nursery.start_soon(leaver, scope, queue, got)
         await settled()
         scope.cancel()  # it is woken by the cancellation first …
         queue.serve_next("gift")  # … and given something before it runs
@@ -116,12 +117,7 @@ async def test_given_and_cancelled_in_one_moment_is_not_lost() -> None:
     got: Got = []
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
-
-        async def leaver() -> None:
-            with scope:
-                await wait(queue, queue.draw(), got)
-
-        nursery.start_soon(leaver)
+        nursery.start_soon(leaver, scope, queue, got)
         await settled()
         queue.serve_next("gift")
         scope.cancel()
