@@ -18,19 +18,22 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: the modules of each folder in the order in which they may use each other.
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
-    0: {"model": ("addresses", "errors", "headers", "messages", "urlprefix")},
+    0: {"model": ("addresses", "errors", "headers", "verdicts", "messages", "urlprefix")},
     1: {
         "config": (
-            "places", "units", "problems", "marks", "interpolate", "leaves", "target", "model", "effective", "fill",
-            "certificates", "build", "checks", "schema", "load", "docs",
+            "places", "units", "problems", "marks", "interpolate", "leaves", "plugins", "target", "model", "effective",
+            "fill", "certificates", "pluginlist", "build", "checks", "schema", "load", "docs",
         ),
         "protocol": ("scan", "h1", "hello"),
     },
     2: {"net": ("traps", "streams", "peek", "tls")},
-    3: {"upstream": ("client", "balance", "queue", "pool")},
-    4: {"pipeline": ("accesslog", "logwriter", "world", "answers", "forward", "tunnel", "serve")},
+    3: {"upstream": ("client", "balance", "queue", "pool", "ondemand")},
+    4: {"pipeline": (
+            "accesslog", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery", "world", "answers",
+            "forward", "admission", "reply", "files", "tunnel", "serve",
+        )},
     5: {"lanes": ("hangup", "service", "requests", "downstream", "connection", "listener")},
-    6: {"processes": ("runtime", "front", "explain", "control", "solo")},
+    6: {"processes": ("plugins", "runtime", "front", "explain", "control", "watch", "solo")},
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",

@@ -15,7 +15,10 @@ import trio
 import trio.testing
 
 from frontd.config.load import Loaded, loads
+from frontd.pipeline.discovery import Discovery
 from frontd.processes.front import Front
+
+DISCOVERY = Discovery()
 
 Script = Callable[["Line"], Awaitable[None]]
 
@@ -28,7 +31,9 @@ log: {{access: {{to: "{state}/access.log", format: json}}, error: {{to: "{state}
 
 def configuration(text: str, state: Path) -> Loaded:
     """A configuration for a test: `text` plus a state directory, a control socket and log files under `state`."""
-    return loads(BASE.format(state=state) + text, "frontd.yaml", state, environ={})
+    return loads(
+        BASE.format(state=state) + text, "frontd.yaml", state, environ={}, discover=DISCOVERY.catalogue
+    )
 
 
 def one_pool(target: str, *, site: str = "", pool: str = "", extra: str = "") -> str:

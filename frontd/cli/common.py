@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from frontd.config.load import Loaded, Problem
+    from frontd.pipeline.discovery import Discovery
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -87,6 +88,14 @@ def find_config(option: str | None) -> str:
     )
 
 
+@functools.cache
+def discovery() -> Discovery:
+    """What this process has loaded of plugins; one, so that a reload finds what is loaded already."""
+    from frontd.pipeline.discovery import Discovery
+
+    return Discovery()
+
+
 def read_config(option: str | None, container: bool | None = None) -> Loaded:
     """Read the configuration; prints every problem and raises `ConfigFailure` when it has errors.
 
@@ -96,7 +105,8 @@ def read_config(option: str | None, container: bool | None = None) -> Loaded:
 
     name = find_config(option)
     try:
-        return load("-" if name == "-" else Path(name), container=container)
+        path = "-" if name == "-" else Path(name)
+        return load(path, discover=lambda folder, words: discovery().catalogue(folder, words), container=container)
     except ConfigProblems as error:
         raise problems_failure(error.problems) from None
 

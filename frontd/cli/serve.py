@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from frontd import __version__
-from frontd.cli.common import ConfigFailure, Failure, file_argument, find_config, print_problems, read_config
+from frontd.cli.common import ConfigFailure, Failure, discovery, file_argument, find_config, print_problems, read_config
 
 if TYPE_CHECKING:
     from frontd.config.load import Loaded
@@ -39,7 +39,7 @@ def _load_again(name: str, container: bool | None) -> Loaded:
 
     from frontd.config.load import load
 
-    return load(Path(name), container=container)
+    return load(Path(name), discover=discovery().catalogue, container=container)
 
 
 def run(loaded: Loaded, reload_from: Callable[[], Loaded] | None) -> None:
@@ -49,7 +49,10 @@ def run(loaded: Loaded, reload_from: Callable[[], Loaded] | None) -> None:
 
     print_problems(loaded.warnings)
     try:
-        code = run_front(loaded, reload_from, ready=lambda line: click.echo(line, err=True), version=__version__)
+        code = run_front(
+            loaded, reload_from, ready=lambda line: click.echo(line, err=True), version=__version__,
+            discovery=discovery(),
+        )  # fmt: skip
     except BuildProblem as error:
         raise ConfigFailure(f"{loaded.name} cannot be served: {error}") from None
     except OSError as error:

@@ -6,15 +6,17 @@ A draft holds what was right, so that `checks` can look at it although something
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from frontd.config import places
 from frontd.config.fill import Room, check_keys, complain, fill, section
 from frontd.config.leaves import File, Network
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.model import (
+    Cache,
     Certificate,
     Config,
     Control,
@@ -33,6 +35,8 @@ from frontd.config.model import (
     TlsHost,
     tls_host_name,
 )
+from frontd.config.pluginlist import plugin_list, words_in
+from frontd.config.plugins import NO_PLUGINS, Catalogue, PluginEntry
 from frontd.config.problems import Mark
 from frontd.config.units import Scalar, address_and_port, clip, text
 from frontd.model.urlprefix import DEFAULT_PORTS, UrlPrefix, canonical_prefix, path_key
@@ -55,6 +59,11 @@ class Draft:
     certificates_known: bool = True
     tls_hosts: dict[str, TlsHost] = field(default_factory=dict)
     trusted_proxies: list[Network] = field(default_factory=list)
+    catalogue: Catalogue = NO_PLUGINS
+    plugins_dir: Path | None = None
+    plugins: tuple[PluginEntry, ...] = ()
+    plugins_known: bool = True
+    cache: Cache = field(default_factory=Cache)
     sites: dict[str, Site] = field(default_factory=dict)
     pools: dict[str, Pool] = field(default_factory=dict)
     pool_names: set[str] = field(default_factory=set)
@@ -73,8 +82,11 @@ class Draft:
             listen=self.listen,
             tls=tls,
             trusted_proxies=tuple(self.trusted_proxies),
+            plugins=self.plugins,
+            plugins_dir=self.plugins_dir,
             sites=self.sites,
             pools=self.pools,
+            cache=self.cache,
             limits=self.limits,
             timeouts=self.timeouts,
             log=self.log,
@@ -96,6 +108,7 @@ def build(room: Room, root: Node | None, environ: Mapping[str, str], container: 
     top.entries = [entry for entry in top.entries if not entry.key.scalar.startswith("x-")]
     check_keys(room, Config, top)
     draft = Draft(top, _state_dir(room, top, environ, container), container)
+    _plugins(room, top, draft)
     _limits_and_timeouts(room, top, draft)
     _tls(room, top.values.get("tls"), draft)
     _pools(room, top.values.get("pools"), draft)
@@ -104,6 +117,8 @@ def build(room: Room, root: Node | None, environ: Mapping[str, str], container: 
     _trusted(room, top.values.get("trusted_proxies"), draft)
     _log(room, top.values.get("log"), draft)
     _control(room, top.values.get("control"), draft)
+    if (cache := top.values.get("cache")) is not None:
+        draft.cache = fill(room, Cache, cache) or draft.cache
     if (health := top.values.get("health")) is not None and not _is_nothing(health):
         draft.health = fill(room, Health, health)
     return draft
@@ -134,6 +149,27 @@ def _state_dir(room: Room, top: MapNode, environ: Mapping[str, str], container: 
 
 class _StateDir(Part):
     state_dir: File
+
+
+class _PluginsDir(Part):
+    plugins_dir: File
+
+
+def _plugins(room: Room, top: MapNode, draft: Draft) -> None:
+    """Find the plugins that are named anywhere, then those of the whole server."""
+    node = top.values.get("plugins_dir")
+    if node is not None and not _is_nothing(node):
+        made = fill(room, _PluginsDir, MapNode(node.mark, path="", values={"plugins_dir": node}))
+        draft.plugins_dir = made.plugins_dir if made else None
+    words = words_in(top.values.get("plugins"))
+    sites = top.values.get("sites")
+    for site in sites.values.values() if isinstance(sites, MapNode) else ():
+        words |= words_in(site.values.get("plugins")) if isinstance(site, MapNode) else frozenset()
+    draft.catalogue = room.discover(draft.plugins_dir, words)
+    where = (node or top.values.get("plugins") or top).at
+    for fault in draft.catalogue.faults:
+        room.source.error(where, "plugins_dir" if node is not None else "plugins", fault)
+    draft.plugins, draft.plugins_known = plugin_list(room, draft.catalogue, "", top.values.get("plugins"))
 
 
 def _limits_and_timeouts(room: Room, top: MapNode, draft: Draft) -> None:
@@ -219,27 +255,32 @@ def _sites(room: Room, top: MapNode, draft: Draft) -> None:
     if _is_nothing(node) or (isinstance(node, MapNode) and not node.values):
         complain(room, node, "at least one site is needed")
     for name, value in named.items():
-        draft.sites[name] = _site(room, top, name, value)
+        draft.sites[name] = _site(room, top, draft, name, value)
     for name, target in room.targets.items():
         if name not in draft.pool_names:
             draft.pools[name] = Pool(name=name, targets=(target,))
 
 
-def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
+def _site(room: Room, top: MapNode, draft: Draft, name: str, node: Node) -> Site:
     """A site; one with an error keeps what is right of it, so that its URLs and routes are checked all the same."""
     if isinstance(node, ScalarNode):
         route = _route(room, node)
         room.routes[name, "/"] = node
         routes = {"/": route} if route else {}
-        sizes = {key: _merged(room, model, top.values.get(key), None) for key, model in _PER_SITE}
+        sizes: dict[str, Any] = {key: _merged(room, model, top.values.get(key), None) for key, model in _PER_SITE}
+        sizes["limits"] = _armed(sizes["limits"], draft.plugins)
         return Site.model_construct(None, name=name, urls=_key_as_url(room, name, node), routes=routes, **sizes)
     values = section(room, node)
     if values is None:
-        return Site.model_construct(name=name, urls=(), routes={})
+        return Site.model_construct(name=name, urls=(), routes={}, plugins=())
     urls = _urls(room, name, values.values["urls"]) if "urls" in values.values else _key_as_url(room, name, values)
-    given: dict[str, object] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
+    given: dict[str, Any] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
     for key, model in _PER_SITE:
         given[key] = _merged(room, model, top.values.get(key), values.values.get(key))
+    own, complete = plugin_list(room, draft.catalogue, name, values.values.get("plugins"))
+    draft.plugins_known = draft.plugins_known and complete
+    given["plugins"] = own
+    given["limits"] = _armed(given["limits"], (*draft.plugins, *own))
     _global_only(room, top, values)
     if given["urls"] and given["routes"]:
         made = fill(room, Site, values, given)
@@ -248,6 +289,13 @@ def _site(room: Room, top: MapNode, name: str, node: Node) -> Site:
     else:
         check_keys(room, Site, values)
     return Site.model_construct(None, **given)
+
+
+def _armed(limits: Limits, plugins: Iterable[PluginEntry]) -> Limits:
+    """The limits of a site where `plugins` stand: what they bring is the default of what nobody wrote."""
+    brought = {key: value for entry in plugins for key, value in entry.kind.limits.items()}
+    unset = {key: value for key, value in brought.items() if key not in limits.model_fields_set}
+    return limits.model_copy(update=unset) if unset else limits
 
 
 def _global_only(room: Room, top: MapNode, site: MapNode) -> None:
@@ -362,8 +410,8 @@ def _route(room: Room, node: Node) -> Route | None:
     target = values.values.get("target")
     if target is None:
         return fill(room, Route, values)
-    if "pool" in values.values or "redirect" in values.values:
-        complain(room, node, "a route has exactly one of `pool`, `target` and `redirect`")
+    if {"pool", "files", "redirect"} & values.values.keys():
+        complain(room, node, "a route has exactly one of `pool`, `target`, `files` and `redirect`")
         return None
     if not isinstance(target, ScalarNode) or target.is_null:
         complain(room, target, f"a target is expected, not {target.what}")

@@ -16,6 +16,7 @@ from frontd.config.certificates import CertificateFacts, Unusable, read_authorit
 from frontd.config.fill import Room, complain
 from frontd.config.marks import ListNode, MapNode, Node
 from frontd.config.model import Listen, Site, tls_host_name
+from frontd.config.plugins import PluginEntry, SiteFacts
 from frontd.config.problems import Mark
 from frontd.config.target import Target
 from frontd.config.units import clip, nearest
@@ -35,6 +36,8 @@ def check(room: Room, draft: Draft, file_path: Path | None, mounts: frozenset[st
     _tls_default(room, draft, facts)
     _tls_hosts_enforced(room, draft, facts)
     _other_files(room, draft)
+    _directories(room, draft)
+    _plugins_fit(room, draft)
     _tls_hosts_used(room, draft, facts)
     _shadowed(room, draft)
     _redirects_to_itself(room, draft)
@@ -251,11 +254,62 @@ def _other_files(room: Room, draft: Draft) -> None:
             _try_file(room, find(draft.root, "pools", pool.name, "tls"), "ca", pool.tls.ca, read_authorities)
 
 
+def _directories(room: Room, draft: Draft) -> None:
+    named = [
+        (route.files, _route_node(room, site, prefix, "files"))
+        for site in draft.sites.values()
+        for prefix, route in site.routes.items()
+        if route.files is not None
+    ]
+    named += [
+        (pool.sendfile_from, find(draft.root, "pools", pool.name, "sendfile_from"))
+        for pool in draft.pools.values()
+        if pool.sendfile_from is not None
+    ]
+    for path, node in named:
+        if not path.is_dir():
+            complain(room, node, f"there is no directory {path}")
+
+
 def _try_file(room: Room, node: Node, key: str, path: Path, read: Callable[[Path, str], bytes]) -> None:
     try:
         read(path, key)
     except Unusable as unusable:
         complain(room, find(node, key) if isinstance(node, MapNode) else node, str(unusable), unusable.hint)
+
+
+def _plugins_fit(room: Room, draft: Draft) -> None:
+    """What plugins themselves say about their settings, and hooks that a site never asks."""
+    if not draft.plugins_known:
+        return
+    sites = [*draft.sites.values()]
+    everywhere = tuple(entry.name for entry in draft.plugins)
+    urls = tuple(url for site in sites for url in site.urls)
+    guarded = [_authenticates([*draft.plugins, *site.plugins]) for site in sites]
+    facts = SiteFacts("", urls, everywhere, bool(guarded) and all(guarded))
+    for index, entry in enumerate(draft.plugins):
+        _plugin_fits(room, room.plugins["", index], entry, facts)
+    for site, has_authenticator in zip(sites, guarded, strict=True):
+        words = (*everywhere, *(entry.name for entry in site.plugins))
+        facts = SiteFacts(site.name, tuple(site.urls), words, has_authenticator)
+        for index, entry in enumerate(site.plugins):
+            node = room.plugins[site.name, index]
+            if "accept_client" in entry.kind.hooks:
+                hint = "write it under `plugins` at the top: connections are accepted before the site is known"
+                complain(room, node, f"{entry.name} is a plugin of the whole server", hint)
+            _plugin_fits(room, node, entry, facts)
+
+
+def _authenticates(entries: Iterable[PluginEntry]) -> bool:
+    return any("authenticate" in entry.kind.hooks for entry in entries)
+
+
+def _plugin_fits(room: Room, node: Node, entry: PluginEntry, facts: SiteFacts) -> None:
+    try:
+        for sentence in entry.kind.check(entry.settings, facts):
+            complain(room, node, f"{entry.name}: {sentence}")
+    except Exception as error:  # a fault of the plugin is its author's, and is told like any other
+        complain(room, node, f"{entry.name}: its check failed: {type(error).__name__}: {error}")
 
 
 # ---------------------------------------------------------------------------------------------------- warnings
@@ -387,8 +441,13 @@ def _place(node: Node) -> tuple[int, int]:
 
 def _pools_used(room: Room, draft: Draft) -> None:
     used = {route.pool for site in draft.sites.values() for route in site.routes.values()}
-    if room.source.failed:
-        return  # what is wrong may be the route that leads here
+    chosen = any(
+        "route" in entry.kind.hooks
+        for plugins in (draft.plugins, *(site.plugins for site in draft.sites.values()))
+        for entry in plugins
+    )
+    if room.source.failed or chosen:
+        return  # what is wrong may be the route that leads here, or a plugin leads here
     for name, pool in draft.pools.items():
         if name in draft.pool_names and name not in used:
             _warn(room, find(draft.root, "pools", pool.name), "no route leads to this pool")

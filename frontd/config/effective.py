@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target
+from frontd.config.plugins import PluginEntry
 from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import UrlPrefix
 
@@ -31,11 +32,14 @@ def _plain(value: object, reveal: bool) -> Any:
         return _text(str(value))
     if isinstance(value, SecretStr):
         return _text(value.get_secret_value()) if reveal else REDACTED
+    if isinstance(value, PluginEntry):
+        settings = _part(value.settings, reveal)
+        return {value.name: settings} if settings else value.name
     if isinstance(value, Part):
         return _part(value, reveal)
     if isinstance(value, dict):
         return {_text(str(key)): _plain(item, reveal) for key, item in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list | frozenset | set):
         return [_plain(item, reveal) for item in value]
     return _text(value) if isinstance(value, str) else value
 
@@ -55,7 +59,9 @@ def _part(part: Part, reveal: bool) -> Any:
             continue
         data[name] = _plain(value, reveal)
     if isinstance(part, Route):
-        for unused in ("status",) if part.redirect is None else ("strip_prefix",):
+        used = {"pool": ("strip_prefix",), "files": ("index",), "redirect": ("status",)}
+        kind = next(key for key in used if getattr(part, key) is not None)
+        for unused in {"strip_prefix", "index", "status"} - set(used[kind]):
             data.pop(unused)
     return data
 

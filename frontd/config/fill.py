@@ -17,16 +17,17 @@ from pydantic import ValidationError
 
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.model import Config, Listen, LogFile, M, Part, Pool, Route, Site, Target, Tls, TlsHost
+from frontd.config.plugins import Discover, no_plugins
 from frontd.config.problems import Source
 from frontd.config.units import nearest
 from frontd.model.urlprefix import UrlPrefix
 
 NOT_IN_THIS_VERSION: Mapping[type[Part], frozenset[str]] = {
     Config: frozenset({
-        "plugins", "cache", "urlacl", "fronts", "plugins_dir", "include", "metrics", "dashboard", "acme", "discovery",
+        "urlacl", "fronts", "include", "metrics", "dashboard", "acme", "discovery",
     }),
-    Site: frozenset({"plugins", "cache"}),
-    Route: frozenset({"files", "plugins"}),
+    Site: frozenset({"cache"}),
+    Route: frozenset({"plugins"}),
     Pool: frozenset({"workers", "attach", "auth_passthrough", "health", "balance", "plugins"}),
     Tls: frozenset({"acme", "ciphers", "alpn", "min_version", "max_version", "session_tickets", "stapling"}),
     TlsHost: frozenset({"ciphers", "alpn", "max_version"}),
@@ -52,6 +53,8 @@ class Room:
     targets: dict[str, Target] = field(default_factory=dict)  # named by routes, for implicit pools
     urls: dict[tuple[str, UrlPrefix], Node] = field(default_factory=dict)  # where a site's URL is written
     routes: dict[tuple[str, str], Node] = field(default_factory=dict)  # where a site's route is written, by prefix
+    plugins: dict[tuple[str, int], Node] = field(default_factory=dict)  # a site's plugins ("": the server's), by place
+    discover: Discover = no_plugins
 
 
 Shape = Literal["word", "words", "part", "parts", "named"]
@@ -155,7 +158,7 @@ def fill(room: Room, model: type[M], node: Node, given: Mapping[str, object] | N
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             if detail["loc"][0] not in failed if detail["loc"] else fine:  # a refused key may be the one that is missed
-                _translate(room, values, detail)
+                translate(room, values, detail)
         return None
     return part if fine and not failed else None
 
@@ -218,7 +221,7 @@ def _words(room: Room, node: Node, name: str) -> tuple[bool, object]:
     return True, node.scalar
 
 
-def _translate(room: Room, node: MapNode, detail: Any) -> None:
+def translate(room: Room, node: MapNode, detail: Any) -> None:
     """Note what pydantic found, in our words, at the place of the value."""
     where: Node = node
     for step in detail["loc"]:

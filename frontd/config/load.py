@@ -20,6 +20,7 @@ from frontd.config.fill import Room
 from frontd.config.interpolate import interpolate
 from frontd.config.marks import MAX_TEXT, Stop, read
 from frontd.config.model import Config
+from frontd.config.plugins import Discover, no_plugins
 from frontd.config.problems import ConfigProblems, Mark, Problem, Source
 from frontd.config.schema import schema
 
@@ -40,12 +41,13 @@ def load(
     path: Path | str,
     environ: Mapping[str, str] = os.environ,
     *,
+    discover: Discover = no_plugins,
     container: bool | None = None,
     mountinfo: Path = places.MOUNTINFO,
 ) -> Loaded:
     """Read the file `path`; ``-`` is standard input.
 
-    Raises `ConfigProblems`, also when the file cannot be read.  `container` and `mountinfo` are found out when left
+    Raises `ConfigProblems`, also when the file cannot be read.  `discover` finds the plugins; `container` and `mountinfo` are found out when left
     out.
     """
     standard_input = str(path) == "-"
@@ -71,7 +73,7 @@ def load(
         raise ConfigProblems(source.problems) from None
     base = Path.cwd() if standard_input else Path(os.path.abspath(path)).parent
     file_path = None if standard_input else Path(os.path.abspath(path))
-    return _loads(text, name, base, environ, container, mountinfo, file_path)
+    return _loads(text, name, base, environ, container, mountinfo, file_path, discover)
 
 
 def loads(
@@ -80,6 +82,7 @@ def loads(
     base: Path = Path(),
     environ: Mapping[str, str] = os.environ,
     *,
+    discover: Discover = no_plugins,
     container: bool | None = None,
     mountinfo: Path = places.MOUNTINFO,
 ) -> Loaded:
@@ -87,7 +90,7 @@ def loads(
 
     Raises `ConfigProblems`.
     """
-    return _loads(text, name, base, environ, container, mountinfo, None)
+    return _loads(text, name, base, environ, container, mountinfo, None, discover)
 
 
 def _loads(
@@ -98,9 +101,10 @@ def _loads(
     container: bool | None,
     mountinfo: Path,
     file_path: Path | None,
+    discover: Discover,
 ) -> Loaded:
     source = Source(name, text)
-    room = Room(source, Path(os.path.abspath(base)))
+    room = Room(source, Path(os.path.abspath(base)), discover=discover)
     inside = places.in_container(environ=environ) if container is None else container
     draft = _draft(room, environ, inside)
     if draft is not None:

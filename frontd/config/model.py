@@ -38,10 +38,12 @@ from frontd.config.leaves import (
     TlsVersion,
     Url,
 )
+from frontd.config.plugins import Entries
 from frontd.config.target import Target, TargetText
 from frontd.model.urlprefix import canonical_host
 
 __all__ = [
+    "Cache",
     "Certificate",
     "Config",
     "Control",
@@ -318,15 +320,24 @@ class Pool(Part):
         default=False,
         description="Accept bare LF and folded fields in response heads of old backends (strict, as RFC 9112 asks).",
     )
+    sendfile_from: File | None = Field(
+        default=None,
+        description="Directory whose files the apps may have sent in place of their answer, by naming one in "
+        "`X-Sendfile` (as lighttpd and Apache's mod_xsendfile); left out: the field means nothing.",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- sites
 
 
 class Route(Part):
-    """Where the requests under a path prefix go: a pool, or a redirect."""
+    """Where the requests under a path prefix go: a pool, the files of a directory, or a redirect."""
 
     pool: Text | None = Field(default=None, description="Name of a pool.")
+    files: File | None = Field(default=None, description="Directory whose files are served; nothing outside of it is.")
+    index: tuple[Text, ...] = Field(
+        default=("index.html",), description="Files that stand for their directory, the first one that exists (nginx)."
+    )
     redirect: Redirect | None = Field(
         default=None, description="URL to redirect to; `{path}` in it is replaced by path and query of the request."
     )
@@ -339,8 +350,12 @@ class Route(Part):
 
     @model_validator(mode="after")
     def _one_destination(self) -> Route:
-        if (self.pool is None) == (self.redirect is None):
-            raise ValueError("a route has exactly one of `pool`, `target` and `redirect`")
+        if sum(one is not None for one in (self.pool, self.files, self.redirect)) != 1:
+            raise ValueError("a route has exactly one of `pool`, `target`, `files` and `redirect`")
+        if self.files is None and "index" in self.model_fields_set:
+            raise ValueError("`index` belongs to `files`")
+        if self.files is not None and self.strip_prefix:
+            raise ValueError("`strip_prefix` needs `pool` or `target`; `files` always leaves the route's prefix off")
         if self.redirect is not None and self.strip_prefix:
             raise ValueError("`strip_prefix` needs `pool` or `target`; a redirect forwards nothing")
         if self.redirect is None and "status" in self.model_fields_set:
@@ -362,6 +377,9 @@ class Site(Part):
         min_length=1,
         description="Absolute path prefixes; the longest one of complete segments wins, letter case does not "
         "count (HTTP.sys).",
+    )
+    plugins: Entries = Field(
+        default=(), description="Plugins of this site, asked in this order after those of the whole server."
     )
     limits: Limits = Field(default_factory=Limits, description="Limits of this site, over the global ones.")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="Timers of this site, over the global ones.")
@@ -428,6 +446,16 @@ class Health(Part):
     listen: HostAndPort = Field(description="Address and port, for example `127.0.0.1:9000`.")
 
 
+class Cache(Part):
+    """The memory that plugins of one process share, which is where `response_cache` keeps answers."""
+
+    memory: Size = Field(
+        default=67108864, ge=1048576,
+        description="Bytes of it; the least recently used entries leave first (between Squid's cache_mem of 256 MB "
+            "and the caches of a small container).",
+    )  # fmt: skip
+
+
 class Config(Part):
     """The whole configuration."""
 
@@ -441,10 +469,15 @@ class Config(Part):
         default=(),
         description="Networks whose `X-Forwarded-*` and `Forwarded` are believed; none (as Caddy and Traefik).",
     )
+    plugins: Entries = Field(default=(), description="Plugins of every site, asked in this order before the site's own.")
+    plugins_dir: File | None = Field(
+        default=None, description="Directory with plugins of your own, one or more in each `*.py` file; left out: none."
+    )
     sites: dict[str, Site] = Field(min_length=1, description="Sites by name.")
     pools: dict[str, Pool] = Field(
         default_factory=dict, description="Pools by name; a route that names a target makes its own."
     )
+    cache: Cache = Field(default_factory=Cache, description="Memory for cached answers.")
     limits: Limits = Field(default_factory=Limits, description="Limits of every site, and of the server as a whole.")
     timeouts: Timeouts = Field(
         default_factory=Timeouts, description="Timers of every site, and of the server as a whole."

@@ -18,8 +18,10 @@ Invariants
 
 from __future__ import annotations
 
+import inspect
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,7 +39,9 @@ from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
 from frontd.net.traps import carry
 from frontd.pipeline.answers import PHRASES, error_response
 from frontd.pipeline.forward import reported_client
-from frontd.pipeline.serve import refuse, serve
+from frontd.pipeline.phases import Phases, tell
+from frontd.pipeline.reply import refuse
+from frontd.pipeline.serve import serve
 from frontd.pipeline.world import Site, SiteState, World
 from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.hello import MAX_PROXY_2, BadHello, read_proxy_header
@@ -67,6 +71,7 @@ class Connection:
 
     __slots__ = (
         "client", "door", "down", "http", "hung_up", "idle", "leaving", "scope", "service", "sock", "state", "stream",
+        "used",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
@@ -83,6 +88,7 @@ class Connection:
         self.hung_up = False
         self.leaving = False  # after the answer that is being given
         self.state: SiteState | None = None  # of the site this connection counts for
+        self.used: dict[Phases, None] = {}  # of sites with plugins that want to know when it ends
 
     def use(self, stream: Stream) -> None:
         """Go on with `stream`, TLS on the same socket."""
@@ -122,6 +128,21 @@ class Connection:
         else:
             self.door = door
             self.client = replace(self.client, listener=door.name, public_port=door.public_port)
+        self._forget_plugins()
+
+    def _forget_plugins(self) -> None:
+        """Drop what plugins remembered of this connection that are there no more."""
+        states, standing = self.client.states, set(self.service.world.plugins)
+        for plugin in [one for one in states if one not in standing]:
+            del states[plugin]
+
+    def tell_plugins(self) -> None:
+        """The connection has ended."""
+        faults: list[tuple[str, Exception]] = []
+        for phases in self.used:
+            tell(phases.client_closed, self.client, faults)
+        for where, error in faults:
+            self.service.log_fault(where, error)
 
 
 async def handle(connection: Connection) -> None:
@@ -143,22 +164,27 @@ async def handle(connection: Connection) -> None:
         service.leave(connection)
         if connection.state is not None:
             connection.state.connections -= 1
+        connection.tell_plugins()
         connection.end()
 
 
 async def refuse_at_door(sock: socket.socket) -> None:
     """Tell a plain client that the connection limit is reached, without reading its request."""
     stream = Stream(sock)
-    response = error_response(FrontdError(Reason.ConnLimit, retry_after=1), None, 0)
-    http = ServerConnection()
-    data = http.send_head(response.status, PHRASES[response.status], response.headers, close=True)
     try:
-        stream.send_now(data + http.send_body(response.body) + http.send_end())
-        await stream.close_gracefully()
-    except Broken:
-        pass
+        await tell_refusal(stream, FrontdError(Reason.ConnLimit, retry_after=1))
     finally:
         stream.close_now()
+
+
+async def tell_refusal(stream: Stream, error: FrontdError) -> None:
+    """Answer a plain client that has not been read, and end the stream."""
+    response = error_response(error, None, 0)
+    http = ServerConnection()
+    data = http.send_head(response.status, PHRASES[response.status], response.headers, close=True)
+    with suppress(Broken):
+        stream.send_now(data + http.send_body(response.body or b"") + http.send_end())
+        await stream.close_gracefully()
 
 
 async def converse(connection: Connection) -> None:
@@ -169,6 +195,8 @@ async def converse(connection: Connection) -> None:
     deadline = trio.current_time() + connection.service.world.timeouts.header_wait
     if connection.door.proxy_protocol:
         await read_proxy(connection, deadline)
+    if connection.service.world.server.accept_client:
+        await accept(connection)
     if not await open_stream(connection, deadline):
         return
     stream = connection.stream
@@ -195,6 +223,38 @@ async def read_proxy(connection: Connection, deadline: float) -> None:
         connection.client = replace(
             connection.client, address=address, peer=address, port=port, local_address=local, local_port=local_port
         )
+
+
+async def accept(connection: Connection) -> None:
+    """Ask the server's plugins whether this client may come in; one that fails lets nobody in.
+
+    Raises `FrontdError` for a refusal, of which a plain client has been told then.
+    """
+    phases = connection.service.world.server
+    if phases.client_closed:
+        connection.used[phases] = None
+    refusal = await ask_to_accept(connection, phases)
+    if refusal is not None:
+        if connection.door.scheme == "http":
+            await tell_refusal(connection.stream, refusal)
+        raise refusal
+
+
+async def ask_to_accept(connection: Connection, phases: Phases) -> FrontdError | None:
+    """The refusal of a plugin, or of one that failed; None: none."""
+    for hook in phases.accept_client:
+        try:
+            answer = hook.function(connection.client)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if answer is not None and type(answer) not in hook.allows:
+                raise TypeError(f"it returned {type(answer).__name__}; it may return Refuse or None")
+        except Exception as error:
+            connection.service.log_fault(hook.where, error)
+            return FrontdError(Reason.PluginFault, detail=f"{hook.where}: {type(error).__name__}")
+        if answer is not None:
+            return FrontdError(answer.word, detail=answer.log, hint=answer.hint, status=answer.status)
+    return None
 
 
 async def open_stream(connection: Connection, deadline: float) -> bool:
@@ -299,6 +359,8 @@ def new_exchange(connection: Connection, request: Request | None) -> Exchange:
     if request is not None and world.trusts(client.peer):
         address = reported_client(request.headers, client.peer, world.trusts)
         client = replace(client, address=address, is_trusted_proxy=True)
+    if request is not None:
+        request.scheme = scheme_of(request, client)
     exchange = Exchange(client, request, trio.current_time(), time.time())
     exchange.generation = world.generation
     head = connection.http.head
@@ -306,6 +368,12 @@ def new_exchange(connection: Connection, request: Request | None) -> Exchange:
         exchange.method, exchange.uri = head.method.decode("ascii"), head.target.decode("ascii")
         exchange.version, exchange.fields, exchange.bytes_in = head.version.decode("ascii"), head.headers, head.size
     return exchange
+
+
+def scheme_of(request: Request, client: Client) -> str:
+    """What the client typed: as the connection says, or as a trusted proxy in front of frontd does."""
+    said = request.headers.text(b"x-forwarded-proto").lower() if client.is_trusted_proxy else ""
+    return said if said in ("http", "https") else client.scheme
 
 
 # ---------------------------------------------------------------------------------------------------- exchanges
@@ -381,8 +449,10 @@ def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, s
         state.connections += 1
     state.requests += 1
     down.limits, down.timeouts = site.limits, site.timeouts
+    if site.phases.client_closed:
+        connection.used[site.phases] = None
     request = exchange.request
-    if request is not None and not site.keeps_underscores:
+    if not site.keeps_underscores:
         request.headers, exchange.underscores = without_underscores(request.headers)
 
 

@@ -110,8 +110,9 @@ class H1Downstream:
         if isinstance(part, bytes):
             self._body_size += len(part)
             self.exchange.bytes_in += len(part)
-            if self.limits.max_body is not None and self._body_size > self.limits.max_body:
-                raise body_too_large(self.limits)
+            limit = self.exchange.request.max_body
+            if limit is not None and self._body_size > limit:
+                raise body_too_large(limit)
         return part
 
     # --- the answer
@@ -132,6 +133,24 @@ class H1Downstream:
     def send(self, data: bytes) -> bool:
         """Send a body part; whether everything is with the kernel."""
         return self._send(self.http.send_body(data))
+
+    async def send_file(self, fd: int, offset: int, size: int) -> None:
+        """Send `size` bytes of the open file `fd` from `offset` on as a body part; returns when the kernel has them.
+
+        Raises `FrontdError`: ``Timer_MinBytesPerSecond``, ``Internal`` for the file, or a downstream reason.
+        """
+        before, behind = self.http.send_body_elsewhere(size)
+        self._send(before)
+        stream, rate = self.stream, self.timeouts.min_send_rate
+        taken = stream.sent + stream.pending
+        try:
+            await stream.send_file(fd, offset, size, RATE_WINDOW, rate * RATE_WINDOW, Reason.Timer_MinBytesPerSecond)
+        except Broken as error:
+            raise self._gone(error) from None
+        finally:
+            self.exchange.bytes_out += stream.sent + stream.pending - taken
+        if not self._send(behind):
+            await self.flush()
 
     def push(self) -> bool:
         """Send what is held back."""

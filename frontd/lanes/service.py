@@ -40,6 +40,8 @@ class Service:
         if exchange.reason is not None:
             self.reasons[exchange.reason.word] += 1
         self.underscores += exchange.underscores
+        for where, error in exchange.faults:
+            self.log_fault(f"request {exchange.number}: plugin {where}", error)
         self.log.exchange(exchange, seconds, exchange.started_at)
 
     def log_connection(self, client: Client, reason: Reason, detail: str) -> None:

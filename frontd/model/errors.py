@@ -10,6 +10,7 @@ may name internal addresses; `hint` is for the client and never does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 
@@ -179,6 +180,92 @@ class Reason(Enum):
         "tls_alert_sent",
         "No certificate covers the name in the TLS hello, and there is no default.",
     )
+    # --- who may come in
+    LogonRequired = (
+        "LogonRequired",
+        401,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "This needs a logon.",
+    )
+    LogonFailed = (
+        "LogonFailed",
+        401,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "The user name or password, the token or the ticket is not valid.",
+    )
+    LogonThrottled = (
+        "LogonThrottled",
+        429,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "Too many logons have failed; try again later.",
+    )
+    LogonBusy = (
+        "LogonBusy",
+        503,
+        Source.INTERNAL,
+        "proxy_internal_response",
+        "Too many logons are being checked at once; try again in a moment.",
+    )
+    Forbidden = (
+        "Forbidden",
+        403,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "The rules of this site do not let you in here.",
+    )
+    TlsRequired = (
+        "TlsRequired",
+        403,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "This is served over https only.",
+    )
+    AddressDenied = (
+        "AddressDenied",
+        403,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "The rules of this site do not let your address in.",
+    )
+    RateLimit = (
+        "RateLimit",
+        429,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "Too many requests came from your address.",
+    )
+    Rejected = (
+        "Rejected",
+        404,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "A filter of this site refused the request.",
+    )
+    # --- files
+    MethodNotAllowed = (
+        "MethodNotAllowed",
+        405,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "This method is not allowed here.",
+    )
+    Precondition = (
+        "Precondition",
+        412,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "The condition that the request names does not hold.",
+    )
+    Range = (
+        "Range",
+        416,
+        Source.DOWNSTREAM,
+        "http_request_denied",
+        "The range asked for lies outside of what is there.",
+    )
     # --- limits
     ConnLimit = (
         "ConnLimit",
@@ -309,6 +396,13 @@ class Reason(Enum):
         "http_response_incomplete",
         "The application's answer broke off or is not framed correctly.",
     )
+    BadSendfile = (
+        "BadSendfile",
+        502,
+        Source.UPSTREAM,
+        "http_protocol_error",
+        "The application named a file that cannot be sent.",
+    )
     UpstreamTls = (
         "UpstreamTls",
         502,
@@ -317,6 +411,13 @@ class Reason(Enum):
         "No trusted TLS connection to the application could be made.",
     )
     # --- ourselves
+    PluginFault = (
+        "PluginFault",
+        500,
+        Source.INTERNAL,
+        "proxy_internal_error",
+        "A plugin of this site failed.",
+    )
     Internal = (
         "Internal",
         500,
@@ -333,7 +434,8 @@ class FrontdError(Exception):
     """Something went wrong with one exchange or one connection.
 
     `reason` decides status and wording; `status` overrides the reason's status; `detail` goes to the log only; `hint`
-    is shown to the client; `retry_after` is in seconds (``Retry-After``, RFC 9110 10.2.3).
+    is shown to the client; `retry_after` is in seconds (``Retry-After``, RFC 9110 10.2.3); `substatus` is IIS's second
+    number; `fields` are added to the answer.
     """
 
     def __init__(
@@ -344,6 +446,8 @@ class FrontdError(Exception):
         hint: str = "",
         status: int | None = None,
         retry_after: int | None = None,
+        substatus: int = 0,
+        fields: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(f"{reason.word}: {detail or hint or reason.sentence}")
         self.reason = reason
@@ -351,6 +455,8 @@ class FrontdError(Exception):
         self.hint = hint
         self.status = reason.status if status is None else status
         self.retry_after = retry_after
+        self.substatus = substatus
+        self.fields = tuple(fields)
 
 
 class UpstreamGone(Exception):

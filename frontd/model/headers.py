@@ -9,9 +9,11 @@ Invariant: every item is ``(lower-case name, name as received, value without out
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 Item = tuple[bytes, bytes, bytes]
+TextOrBytes = str | bytes
 
 # RFC 9110 7.6.1 with the names that RFC 2616 listed and old software still sends.  Transfer-Encoding is listed because
 # messages are always framed anew.  Trailer stays: it announces fields that do pass (RFC 9110 6.6.2).
@@ -44,8 +46,16 @@ NOT_IN_TRAILERS = HOP_BY_HOP | frozenset(
 )  # fmt: skip
 
 
+def octets(value: TextOrBytes) -> bytes:
+    """A name or value as it stands on the wire; text as UTF-8."""
+    return value if type(value) is bytes else value.encode() if isinstance(value, str) else bytes(value)
+
+
 class Headers:
-    """A case-insensitive multi-map of header fields.  Names and values are bytes; names may be given in any case."""
+    """A case-insensitive multi-map of header fields.
+
+    Names and values are bytes.  Names may be given in any case; what is given as text is encoded as UTF-8.
+    """
 
     __slots__ = ("items",)
 
@@ -57,50 +67,55 @@ class Headers:
         """Headers from (name, value) pairs."""
         return cls((name.lower(), name, value) for name, value in pairs)
 
-    def get(self, name: bytes, default: bytes = b"") -> bytes:
+    def copy(self) -> Headers:
+        """The same fields in a multi-map of their own."""
+        return Headers(self.items)
+
+    def get(self, name: TextOrBytes, default: bytes = b"") -> bytes:
         """The first value of `name`, or `default`."""
-        lower = name.lower()
+        lower = octets(name).lower()
         for key, _, value in self.items:
             if key == lower:
                 return value
         return default
 
-    def get_all(self, name: bytes) -> list[bytes]:
+    def get_all(self, name: TextOrBytes) -> list[bytes]:
         """All values of `name`, in the order received."""
-        lower = name.lower()
+        lower = octets(name).lower()
         return [value for key, _, value in self.items if key == lower]
 
-    def text(self, name: bytes, default: str = "") -> str:
+    def text(self, name: TextOrBytes, default: str = "") -> str:
         """The first value of `name` as text; bytes that are not UTF-8 become U+FFFD."""
         value = self.get(name, default.encode())
         return value.decode("utf-8", "replace")
 
-    def tokens(self, name: bytes) -> list[bytes]:
+    def tokens(self, name: TextOrBytes) -> list[bytes]:
         """All values of a comma-separated field as lower-case tokens (RFC 9110 5.6.1)."""
         return [
             token for value in self.get_all(name) for part in value.split(b",") if (token := part.strip(b" \t").lower())
         ]
 
-    def add(self, name: bytes, value: bytes) -> None:
+    def add(self, name: TextOrBytes, value: TextOrBytes) -> None:
         """Append one field."""
-        self.items.append((name.lower(), name, value))
+        name = octets(name)
+        self.items.append((name.lower(), name, octets(value)))
 
-    def set(self, name: bytes, value: bytes) -> None:
+    def set(self, name: TextOrBytes, value: TextOrBytes) -> None:
         """Replace all fields of `name` by one."""
         self.remove(name)
-        self.items.append((name.lower(), name, value))
+        self.add(name, value)
 
-    def remove(self, name: bytes) -> None:
+    def remove(self, name: TextOrBytes) -> None:
         """Remove all fields of `name`; a name that is not there is fine."""
-        lower = name.lower()
+        lower = octets(name).lower()
         self.items = [item for item in self.items if item[0] != lower]
 
     def pairs(self) -> list[tuple[bytes, bytes]]:
         """(name as received, value), in order: what goes on the wire."""
         return [(raw, value) for _, raw, value in self.items]
 
-    def __contains__(self, name: bytes) -> bool:
-        lower = name.lower()
+    def __contains__(self, name: TextOrBytes) -> bool:
+        lower = octets(name).lower()
         return any(item[0] == lower for item in self.items)
 
     def __iter__(self) -> Iterator[Item]:
@@ -112,6 +127,31 @@ class Headers:
     def __repr__(self) -> str:
         # Values may be secrets (Authorization, Cookie): a repr ends up in tracebacks.
         return f"<Headers {[raw.decode('latin-1') for _, raw, _ in self.items]}>"
+
+
+# Fields by which the app learns who has logged on: set by frontd alone.  CGI-style apps see X_Remote_User, and some see
+# X.Remote.User, as the same variable, so names are compared with every character but letters and digits as "-".
+IDENTITY_FIELDS = frozenset((b"x-remote-user", b"x-remote-groups", b"x-auth-scheme"))
+_LIKE_CGI = bytes(c if chr(c).isascii() and chr(c).isalnum() else 45 for c in range(256))
+
+
+def normal_name(lower: bytes) -> bytes:
+    """A lower-case field name as CGI-style apps may see it: whatever is neither letter nor digit is ``-``."""
+    return lower.translate(_LIKE_CGI)
+
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def bad_field(headers: Headers) -> str:
+    """What is wrong with the first field that may not be sent (RFC 9110 5.1, 5.5), as a sentence; empty: nothing."""
+    for _, name, value in headers.items:
+        if not _TOKEN.fullmatch(name):
+            return f"{name!r} is not a field name"
+        if _NOT_IN_VALUE.search(value) or value != value.strip(b" \t"):
+            return f"the value of {name.decode()} holds a control character or begins or ends with a blank"
+    return ""
 
 
 def end_to_end(headers: Headers) -> Headers:
@@ -139,4 +179,8 @@ def without_underscores(headers: Headers) -> tuple[Headers, int]:
 def announced_trailers(head: Headers, trailers: Headers) -> Headers:
     """The trailer fields that may pass: announced in ``Trailer``, of no forbidden kind (RFC 9110 6.5.1, 6.6.2)."""
     announced = set(head.tokens(b"trailer")) - NOT_IN_TRAILERS
-    return Headers(item for item in trailers.items if item[0] in announced and b"_" not in item[0])
+    return Headers(
+        item
+        for item in trailers.items
+        if item[0] in announced and b"_" not in item[0] and normal_name(item[0]) not in IDENTITY_FIELDS
+    )

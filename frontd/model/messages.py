@@ -7,11 +7,14 @@ object.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any, Protocol
 
 from frontd.model.errors import Reason
-from frontd.model.headers import Headers
+from frontd.model.headers import Headers, TextOrBytes, octets
+from frontd.model.verdicts import Identity
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,17 +60,52 @@ class Client:
     public_port: int | None
     tls: TlsInfo | None = None
     is_trusted_proxy: bool = False
+    states: dict[object, dict[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def state(self, plugin: object) -> dict[Any, Any]:
+        """What `plugin` remembers of this connection: a dict of its own.
+
+        It lives as long as the connection.  Over a reload it is kept when the plugin's settings are equal, since the
+        instance is then kept too; else it begins empty.
+        """
+        found = self.states.get(plugin)
+        if found is None:
+            found = self.states[plugin] = {}
+        return found
+
+
+class Body(Protocol):
+    """A request body that has not been forwarded yet."""
+
+    async def read(self, max_bytes: int) -> bytes:
+        """All of it; it is forwarded all the same.  Raises `FrontdError`: ``EntityTooLarge`` (413) beyond `max_bytes`
+        bytes, or what ended the connection."""
+
+
+class _NoBody:
+    __slots__ = ()
+
+    async def read(self, max_bytes: int) -> bytes:
+        return b""
+
+
+NO_BODY: Body = _NoBody()
 
 
 @dataclass(slots=True)
 class Request:
-    """One request as it was understood: `path` canonical, `query` without ``?`` (None: there was none), `target` as
-    sent, `host` canonical and without port, `authority` as sent, `content_length` in bytes (None: unknown, no body)."""
+    """One request as it was understood.
+
+    `path` is canonical, `query` without ``?`` (`has_query` tells an empty one from none), `target` as sent, `host`
+    canonical and without port, `authority` as sent, `scheme` ``http`` or ``https``, `content_length` in bytes (None:
+    unknown, or no body).  `max_body` is the limit of the body in bytes (None: none); a plugin may set it until the body
+    is read.
+    """
 
     method: str
     target: bytes
     path: str
-    query: str | None
+    query: str
     host: str
     authority: bytes
     version: str
@@ -76,6 +114,10 @@ class Request:
     chunked: bool = False
     expects_continue: bool = False
     upgrade: bytes = b""
+    has_query: bool = False
+    scheme: str = "http"
+    max_body: int | None = None
+    body: Body = NO_BODY
 
     @property
     def has_body(self) -> bool:
@@ -87,17 +129,83 @@ class Request:
         """Whether sending it twice means the same as sending it once (RFC 9110 9.2.2)."""
         return self.method in IDEMPOTENT
 
+    @property
+    def uri(self) -> str:
+        """Path and query."""
+        return f"{self.path}?{self.query}" if self.has_query else self.path
+
+    @property
+    def credentials(self) -> tuple[str, str] | tuple[None, None]:
+        """(scheme in lower case, the rest) of ``Authorization`` (RFC 9110 11.4); (None, None) when there is none.
+
+        Two such fields mean neither: (None, None).
+        """
+        found = self.headers.get_all(b"authorization")
+        if len(found) != 1 or not found[0]:
+            return None, None
+        scheme, _, rest = found[0].decode("latin-1").partition(" ")
+        return scheme.lower(), rest.strip(" ")
+
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
-@dataclass(slots=True)
-class Response:
-    """A complete answer made by frontd itself (error page, redirect)."""
+Fields = Headers | Mapping[str, str] | Iterable[tuple[TextOrBytes, TextOrBytes]]
 
-    status: int
-    headers: Headers = field(default_factory=Headers)
-    body: bytes = b""
+
+class Response:
+    """An answer.
+
+    Made by a plugin: `Response(status, headers, body)`, or `text` for a body of plain text.  Content-Length and Date
+    are added.  As `exchange.response` it may also be the app's: then `body` is None, since it is on its way, and
+    `headers` may be changed all the same.
+    """
+
+    __slots__ = ("body", "captures", "headers", "reason", "status")
+
+    def __init__(
+        self, status: int, headers: Fields = (), body: bytes | None = b"", *, text: str | None = None, reason: bytes = b""
+    ) -> None:
+        """Raises `ValueError` for a status that is none of 200 to 599, or a body and a text at once, and `TypeError` for a
+        body that is no bytes."""
+        if body is not None and not 200 <= status <= 599:
+            raise ValueError(f"an answer has a status from 200 to 599, not {status}")
+        self.status = status
+        self.reason = reason
+        if isinstance(headers, Headers):
+            self.headers = headers
+        else:
+            pairs = headers.items() if isinstance(headers, Mapping) else headers
+            self.headers = Headers.of(*((octets(name), octets(value)) for name, value in pairs))
+        if text is not None:
+            if body:
+                raise ValueError("an answer has a body or a text, not both")
+            body = text.encode()
+            if b"content-type" not in self.headers:
+                self.headers.add(b"Content-Type", b"text/plain; charset=utf-8")
+        if body is not None and not isinstance(body, bytes):
+            raise TypeError(f"a body is bytes, not {type(body).__name__} (text=… takes a text)")
+        self.body = body
+        self.captures: list[Capture] = []
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {'streamed' if self.body is None else f'{len(self.body)} bytes'}>"
+
+    def capture(self, max_bytes: int, then: Callable[[Response], None]) -> None:
+        """In `admit_response`: call `then` with a copy of the whole answer as of the end of that phase.
+
+        It is called when the app's answer is complete, and never when the answer breaks off, is longer than `max_bytes`
+        or is replaced.
+        """
+        self.captures.append(Capture(max_bytes, then))
+
+
+@dataclass(slots=True)
+class Capture:
+    """Who wants the whole of an answer, and up to how many bytes."""
+
+    max_bytes: int
+    then: Callable[[Response], None]
 
 
 _numbers = count(1)
@@ -107,16 +215,21 @@ class Exchange:
     """One request and its answer, and what was decided about them.  Times are seconds of the driver's clock.
 
     `method`, `uri`, `version` and `fields` stand as soon as a head was read, even when it never becomes a `Request`.
+    `is_understood` tells whether it did.  `identity` is None while nobody has logged on; `faults` are what plugins raised: where, and what.
     """
 
     __slots__ = (
+        "_response",
         "attempts",
         "bytes_in",
         "bytes_out",
         "client",
         "detail",
+        "faults",
         "fields",
         "generation",
+        "identity",
+        "is_understood",
         "method",
         "number",
         "pool",
@@ -127,7 +240,9 @@ class Exchange:
         "site",
         "started",
         "started_at",
+        "states",
         "status",
+        "substatus",
         "target",
         "underscores",
         "uri",
@@ -137,7 +252,9 @@ class Exchange:
     def __init__(self, client: Client, request: Request | None, started: float, started_at: float) -> None:
         self.number = next(_numbers)
         self.client = client
-        self.request = request
+        # None when the head means no request, and then no plugin is ever asked: so its type is what plugins see
+        self.request: Request = request  # type: ignore[assignment]
+        self.is_understood = request is not None
         self.started = started
         self.started_at = started_at
         self.method = ""
@@ -157,3 +274,35 @@ class Exchange:
         self.queue_wait = 0.0
         self.underscores = 0
         self.generation = 0
+        self.identity: Identity | None = None
+        self._response: Response | None = None
+        self.substatus = 0
+        self.faults: list[tuple[str, Exception]] = []
+        self.states: dict[object, dict[Any, Any]] | None = None
+
+    @property
+    def response(self) -> Response:
+        """The answer.  Raises `LookupError` while there is none, or when the exchange ended without one."""
+        if self._response is None:
+            raise LookupError("this exchange has no answer (yet)")
+        return self._response
+
+    @response.setter
+    def response(self, response: Response) -> None:
+        self._response = response
+
+    @property
+    def has_response(self) -> bool:
+        """Whether there is an answer."""
+        return self._response is not None
+
+    @property
+    def id(self) -> int:
+        """The number of this exchange, as error pages and logs show it."""
+        return self.number
+
+    def state(self, plugin: object) -> dict[Any, Any]:
+        """What `plugin` remembers of this exchange: a dict of its own, shared by its hooks."""
+        if self.states is None:
+            self.states = {}
+        return self.states.setdefault(plugin, {})

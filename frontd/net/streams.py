@@ -22,7 +22,9 @@ Invariants
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import socket
 import ssl
 import struct
@@ -39,12 +41,16 @@ from frontd.net.traps import readable
 READ_SIZE = 65536
 TLS_RECORD = 16384
 RATE_WINDOW = 20.0  # s over which a slow reader's rate is judged; IIS waits as long as a whole answer may take
+FILE_SLICE = 1 << 20  # bytes of a file that are sent before the others get a turn
+COPIES_IN_A_ROW = 4  # of READ_SIZE bytes
 EAGER_READS = 16  # reads that found bytes ready before the others get a turn (1 MiB at most)
 LINGER_IDLE = 2.0  # s without a byte; nginx lingering_timeout is 5 s
 LINGER_TIME = 5.0  # s in all; nginx lingering_time is 30 s
 LINGER_BYTES = 16 * 1024 * 1024
 
 _BROKEN = (OSError, ssl.SSLError)
+_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system that cannot do it, or a sandbox
+_OF_THE_FILE = (errno.EIO, errno.ESTALE, errno.EOVERFLOW, errno.ENOMEM, errno.EISDIR)
 
 
 class Broken(Exception):
@@ -159,10 +165,64 @@ class Stream:
         Judged only while bytes wait: whenever in `window` seconds fewer than `least` bytes reached the peer (bytes that
         left the kernel's send queue, not bytes that entered it), raises `FrontdError(reason)`.  Raises `Broken`.
         """
+        await self._repeat(self._send_waiting, window, least, reason)
+
+    def _send_waiting(self) -> bool:
+        return self.send_now(b"")
+
+    async def send_file(self, fd: int, offset: int, size: int, window: float, least: float, reason: Reason) -> None:
+        """Send `size` bytes of the open file `fd` from `offset` on, behind what waits already; returns when the kernel
+        has taken them.
+
+        Judged like `flush`, from the first byte to the last.  Raises `Broken`, `FrontdError(reason)`, and `FrontdError`
+        with ``Internal`` when the file ends before or cannot be read.
+        """
+        end = offset + size
+        by_kernel = not self.is_tls
+
+        def one_turn() -> bool:
+            nonlocal offset, by_kernel
+            for _ in range(COPIES_IN_A_ROW):
+                if not self.send_now(b""):
+                    return False
+                if offset == end:
+                    return True
+                if by_kernel:
+                    try:
+                        offset += self._send_slice(fd, offset, end - offset)
+                    except _NotBySendfile:
+                        by_kernel = False
+                    return offset == end  # a slice is a whole turn
+                data = _read_part(fd, offset, end - offset)
+                offset += len(data)
+                self.send_now(data)
+            return False
+
+        await self._repeat(one_turn, window, least, reason)
+
+    def _send_slice(self, fd: int, offset: int, size: int) -> int:
+        """Let the kernel move bytes from the file to the socket; how many it took."""
+        try:
+            taken = os.sendfile(self.sock.fileno(), fd, offset, min(size, FILE_SLICE))
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            if error.errno in _NO_SENDFILE:
+                raise _NotBySendfile from None
+            if error.errno in _OF_THE_FILE:
+                raise _unreadable(error) from None
+            raise Broken(_describe(error)) from None
+        if not taken:
+            raise _shorter()
+        self.sent += taken
+        return taken
+
+    async def _repeat(self, attempt: Callable[[], bool], window: float, least: float, reason: Reason) -> None:
+        """Until `attempt` answers True: once more whenever the socket can take more, and others had their turn."""
         if self.closed:
             raise Broken("closed by its owner")
         began, mark = trio.current_time(), self._delivered()
-        while not self.send_now(b""):
+        while not attempt():
             with trio.CancelScope(deadline=began + window), suppress(trio.ClosedResourceError):
                 await trio.lowlevel.wait_writable(self.sock)
             now = trio.current_time()
@@ -239,6 +299,28 @@ class Stream:
             if not data:
                 return
             left -= len(data)
+
+
+class _NotBySendfile(Exception):
+    """The kernel cannot move this file by itself."""
+
+
+def _read_part(fd: int, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(fd, min(size, READ_SIZE), offset)
+    except OSError as error:
+        raise _unreadable(error) from None
+    if not data:
+        raise _shorter()
+    return data
+
+
+def _unreadable(error: OSError) -> FrontdError:
+    return FrontdError(Reason.Internal, detail=f"reading the file: {error.strerror}")
+
+
+def _shorter() -> FrontdError:
+    return FrontdError(Reason.Internal, detail="the file became shorter while it was sent")
 
 
 def _describe(error: Exception) -> str:

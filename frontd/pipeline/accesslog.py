@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from frontd.model.errors import Reason
-from frontd.model.messages import Client, Exchange
+from frontd.model.messages import Client, Exchange, Request
 
 MAX_LINE = 4096  # bytes; PIPE_BUF
 MAX_URI = 640  # bytes of a URL in a line (HTTPERR cuts at 4096)
@@ -64,25 +64,30 @@ def iso(seconds: float) -> str:
     return f"{_second(whole).replace(' ', 'T')}.{milliseconds:03d}+00:00"
 
 
+def request_of(exchange: Exchange) -> Request | None:
+    """The request, or None when the head meant none."""
+    return exchange.request if exchange.is_understood else None
+
+
 def w3c_line(exchange: Exchange, seconds: float, at: float) -> str:
     """One access line with IIS's field names; `seconds` is the time taken, `at` the wall clock (s since the epoch)."""
-    request, client, fields = exchange.request, exchange.client, exchange.fields
+    request, client, fields = request_of(exchange), exchange.client, exchange.fields
     values = (
         stamp(at),
         safe(exchange.site),
         safe(client.local_address),
         safe(exchange.method),
         safe(request.path if request else exchange.uri, MAX_URI),
-        safe(request.query or "", MAX_URI) if request else "-",
+        safe(request.query, MAX_URI) if request else "-",
         str(client.local_port),
-        "-",
+        safe(exchange.identity.name) if exchange.identity else "-",
         safe(client.address),
         f"HTTP/{exchange.version}" if exchange.version else "-",
         safe(fields.text(b"user-agent")) if fields else "-",
         safe(fields.text(b"referer")) if fields else "-",
         safe(request.authority.decode("latin-1")) if request else "-",
         str(exchange.status or "-"),
-        "0",
+        str(exchange.substatus),
         "0",
         str(exchange.bytes_out),
         str(exchange.bytes_in),
@@ -96,7 +101,7 @@ def w3c_line(exchange: Exchange, seconds: float, at: float) -> str:
 
 def json_line(exchange: Exchange, seconds: float, at: float) -> str:
     """One access line as JSON; the set of fields is part of the interface and only ever grows."""
-    request, client, fields = exchange.request, exchange.client, exchange.fields
+    request, client, fields = request_of(exchange), exchange.client, exchange.fields
     return _fitting(
         {
             "time": iso(at),
@@ -108,7 +113,7 @@ def json_line(exchange: Exchange, seconds: float, at: float) -> str:
             "method": exchange.method or None,
             "host": request.host[:MAX_FIELD] if request else None,
             "path": (request.path if request else exchange.uri)[:MAX_URI] or None,
-            "query": request.query[:MAX_URI] if request and request.query is not None else None,
+            "query": request.query[:MAX_URI] if request and request.has_query else None,
             "version": exchange.version or None,
             "user_agent": (fields.text(b"user-agent")[:MAX_FIELD] if fields else "") or None,
             "referer": (fields.text(b"referer")[:MAX_FIELD] if fields else "") or None,
@@ -116,7 +121,9 @@ def json_line(exchange: Exchange, seconds: float, at: float) -> str:
             "route": exchange.route or None,
             "pool": exchange.pool or None,
             "target": exchange.target or None,
+            "user": exchange.identity.name[:MAX_FIELD] if exchange.identity else None,
             "status": exchange.status or None,
+            "substatus": exchange.substatus or None,
             "reason": exchange.reason.word if exchange.reason else None,
             "bytes_in": exchange.bytes_in,
             "bytes_out": exchange.bytes_out,

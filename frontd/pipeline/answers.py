@@ -9,21 +9,18 @@ from __future__ import annotations
 import html
 import json
 from email.utils import formatdate
+from http import HTTPStatus
 
 from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError
-from frontd.model.headers import Headers
+from frontd.model.headers import HOP_BY_HOP, Headers
 from frontd.model.messages import Request, Response
 from frontd.pipeline.world import Destination
 
 PHRASES = {
-    200: b"OK", 204: b"No Content", 301: b"Moved Permanently", 302: b"Found", 303: b"See Other",
-    307: b"Temporary Redirect", 308: b"Permanent Redirect", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found",
-    405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required", 413: b"Content Too Large",
-    414: b"URI Too Long", 417: b"Expectation Failed", 421: b"Misdirected Request", 422: b"Unprocessable Content",
-    431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 501: b"Not Implemented",
-    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
-    508: b"Loop Detected",
+    **{status.value: status.phrase.encode() for status in HTTPStatus},
+    # the words of RFC 9110, which older versions of Python do not have
+    413: b"Content Too Large", 414: b"URI Too Long", 416: b"Range Not Satisfiable", 422: b"Unprocessable Content",
 }  # fmt: skip
 
 _PAGE = """<!doctype html>
@@ -42,19 +39,22 @@ def error_response(error: FrontdError, fields: Headers | None, number: int) -> R
     """The page for an error; `fields` are the request's, `number` is the exchange's, to be found again in the log."""
     reason, status = error.reason, error.status
     phrase = PHRASES.get(status, b"Error").decode()
+    code = f"{status}.{error.substatus}" if error.substatus else str(status)
     kind = wanted_type(fields)
     if kind == "application/json":
         content = {"status": status, "reason": reason.word, "message": reason.sentence, "request": number}
+        if error.substatus:
+            content["substatus"] = error.substatus
         if error.hint:
             content["hint"] = error.hint
         body = json.dumps(content).encode() + b"\n"
     elif kind == "text/html":
         hint = f"<p>{html.escape(error.hint)}</p>" if error.hint else ""
-        page = _PAGE.format(status=status, phrase=phrase, word=reason.word, sentence=html.escape(reason.sentence),
+        page = _PAGE.format(status=code, phrase=phrase, word=reason.word, sentence=html.escape(reason.sentence),
                             hint=hint, number=number)  # fmt: skip
         body = page.encode()
     else:
-        lines = [f"{status} {phrase}", f"Reason: {reason.word}", reason.sentence, error.hint, f"Request: {number}"]
+        lines = [f"{code} {phrase}", f"Reason: {reason.word}", reason.sentence, error.hint, f"Request: {number}"]
         body = "\n".join(line for line in lines if line).encode() + b"\n"
     charset = "" if kind == "application/json" else "; charset=utf-8"
     headers = Headers.of(
@@ -67,6 +67,8 @@ def error_response(error: FrontdError, fields: Headers | None, number: int) -> R
     )
     if error.retry_after is not None:
         headers.add(b"Retry-After", b"%d" % error.retry_after)
+    for name, value in error.fields:
+        headers.add(name, value)
     return Response(status, headers, body)
 
 
@@ -90,14 +92,30 @@ def redirect_response(destination: Destination, request: Request, local_address:
     ``{path}`` and ``{host}`` in its URL stand for those of the request, the path with its query; a request without a
     host (HTTP/1.0) came to `local_address`.
     """
-    path = request.path if request.query is None else f"{request.path}?{request.query}"
     host = bracketed(request.host or local_address)
-    location = destination.redirect.replace("{host}", host).replace("{path}", path)
-    body = f"{destination.status} {PHRASES[destination.status].decode()}\n{location}\n".encode()
+    return redirect_to(destination.redirect.replace("{host}", host).replace("{path}", request.uri), destination.status)
+
+
+def redirect_to(location: str, status: int) -> Response:
+    """A redirect with a body for people whose client does not follow it."""
+    body = f"{status} {PHRASES[status].decode()}\n{location}\n".encode()
     headers = Headers.of(
         (b"Date", now()),
         (b"Location", location.encode()),
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),
     )
-    return Response(destination.status, headers, body)
+    return Response(status, headers, body)
+
+
+BODYLESS = frozenset((204, 304))
+
+
+def complete(response: Response) -> None:
+    """Give a whole answer its framing (RFC 9110 8.6, 6.4.1) and a Date; no hop-by-hop field stays."""
+    headers, body = response.headers, response.body
+    headers.items = [item for item in headers.items if item[0] not in HOP_BY_HOP and item[0] != b"content-length"]
+    if b"date" not in headers:
+        headers.add(b"Date", now())
+    if response.status not in BODYLESS:
+        headers.add(b"Content-Length", b"%d" % len(body or b""))

@@ -2,6 +2,8 @@
 
 Fields: hop-by-hop fields end here (RFC 9110 7.6.1); ``Forwarded`` and the ``X-Forwarded-*`` family are set after that,
 so that no client can remove or forge them, and are continued only when the peer is a trusted proxy (RFC 7239 8.1).
+Plugins may then change what goes to the app, and after them `seal` sets what nobody but frontd says: the framing, and who
+has logged on.
 
 Body: `RequestBody` reads the parts once from the client and keeps them up to a bound, so that a request can be sent
 again; `Pump` moves them upstream in a task of its own while the response may already arrive.
@@ -15,15 +17,18 @@ import trio
 
 from frontd.model.addresses import bracketed, plain_ip
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
-from frontd.model.headers import Headers, announced_trailers, end_to_end
+from frontd.model.headers import HOP_BY_HOP, IDENTITY_FIELDS, Headers, announced_trailers, end_to_end, normal_name
 from frontd.model.messages import Client, Request
+from frontd.model.verdicts import Identity
 from frontd.net.streams import Stream
-from frontd.net.traps import carry
+from frontd.net.traps import carry, task_lane
 from frontd.pipeline.answers import now
+from frontd.pipeline.world import body_too_large
 from frontd.protocol.h1 import NO_TRAILERS, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
 
+PLUGIN_LIMIT = "the `max_bytes` of a plugin"
 PARTS_IN_A_ROW = 4  # of at most 64 KiB, or of as many chunks as are walked at once (25 us each, nearly all h11's)
 
 
@@ -42,6 +47,7 @@ class Downstream(Protocol):
     def inform(self, status: int, headers: Headers) -> bool: ...
     def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None: ...
     def send(self, data: bytes) -> bool: ...
+    async def send_file(self, fd: int, offset: int, size: int) -> None: ...
     def push(self) -> bool: ...
     def finish(self, trailers: Headers = ...) -> bool: ...
     async def flush(self) -> None: ...
@@ -57,27 +63,31 @@ CLIENT_FIELDS = frozenset(
         b"x-forwarded-server", b"x-forwarded-prefix", b"x-real-ip",
     )
 )  # fmt: skip
+NOT_PASSED = frozenset((b"host", b"expect", b"content-length")) | IDENTITY_FIELDS
+NOT_PASSED_OF_STRANGERS = NOT_PASSED | CLIENT_FIELDS
+SEALED = HOP_BY_HOP | {b"content-length", b"expect"}
 VIA = b"1.1 frontd"
 MOST_PASSES = 10  # frontd before frontd before frontd is legitimate; more is a target that leads back (RFC 9110 7.6)
 
 
-def upstream_headers(request: Request, client: Client) -> Headers:
-    """The header fields of the request to the app.  Raises `FrontdError` with `Reason.Loop` (RFC 9110 7.6)."""
+def upstream_headers(request: Request, client: Client, schemes: frozenset[bytes]) -> Headers:
+    """The header fields of the request to the app, but for what `seal` sets.
+
+    `schemes` are those of authentication that the site's plugins consume: credentials of theirs end here.  Raises
+    `FrontdError` with `Reason.Loop` (RFC 9110 7.6).
+    """
     if request.headers.tokens(b"via").count(VIA) >= MOST_PASSES:
         raise FrontdError(Reason.Loop, detail=f"{MOST_PASSES} times in Via")
     headers = end_to_end(request.headers)
-    headers.items = [item for item in headers.items if item[0] not in (b"host", b"expect", b"content-length")]
-    if not client.is_trusted_proxy:
-        headers.items = [item for item in headers.items if item[0].replace(b"_", b"-") not in CLIENT_FIELDS]
+    dropped = NOT_PASSED if client.is_trusted_proxy else NOT_PASSED_OF_STRANGERS
+    headers.items = [item for item in headers.items if normal_name(item[0]) not in dropped]
+    if schemes:
+        headers.items = [
+            item for item in headers.items
+            if item[0] != b"authorization" or item[2].partition(b" ")[0].lower() not in schemes
+        ]  # fmt: skip
     # HTTP/1.0 knows requests without Host, HTTP/1.1 does not: the address the client came to stands in for the name
     headers.items.insert(0, (b"host", b"Host", request.authority or bracketed(client.local_address).encode()))
-    if request.chunked:
-        headers.add(b"Transfer-Encoding", b"chunked")
-    elif request.content_length is not None:
-        headers.add(b"Content-Length", b"%d" % request.content_length)
-    if request.upgrade:
-        headers.set(b"Connection", b"Upgrade")
-        headers.set(b"Upgrade", request.upgrade)
     _continue_list(headers, b"X-Forwarded-For", client.peer.encode())
     if b"x-forwarded-proto" not in headers:
         headers.add(b"X-Forwarded-Proto", client.scheme.encode())
@@ -86,6 +96,31 @@ def upstream_headers(request: Request, client: Client) -> Headers:
     _continue_list(headers, b"Forwarded", _forwarded(request, client))
     _continue_list(headers, b"Via", VIA)
     return headers
+
+
+def seal(headers: Headers, request: Request, identity: Identity | None) -> None:
+    """Set what no client and no plugin may say: the framing of the message, and who has logged on."""
+    headers.items = [
+        item for item in headers.items if item[0] not in SEALED and normal_name(item[0]) not in IDENTITY_FIELDS
+    ]
+    if request.chunked:
+        headers.add(b"Transfer-Encoding", b"chunked")
+    elif request.content_length is not None:
+        headers.add(b"Content-Length", b"%d" % request.content_length)
+    if request.upgrade:
+        headers.add(b"Connection", b"Upgrade")
+        headers.add(b"Upgrade", request.upgrade)
+    if identity is not None:
+        headers.add(b"X-Remote-User", identity.name)
+        if identity.groups:
+            headers.add(b"X-Remote-Groups", ",".join(_group(name) for name in identity.groups))
+        if identity.scheme:
+            headers.add(b"X-Auth-Scheme", identity.scheme)
+
+
+def _group(name: str) -> str:
+    """A group's name in the list of them: its own commas are escaped, as is the sign that escapes."""
+    return name.replace("%", "%25").replace(",", "%2C")
 
 
 def _continue_list(headers: Headers, name: bytes, value: bytes) -> None:
@@ -160,7 +195,7 @@ def upstream_target(request: Request, strip: str) -> bytes:
     path = request.path
     if strip and len(path) >= len(strip) - 1:
         path = "/" + path[len(strip) :].lstrip("/")  # "//x" would be read as a host by whoever resolves it
-    return (path if request.query is None else f"{path}?{request.query}").encode("latin-1")
+    return (f"{path}?{request.query}" if request.has_query else path).encode("latin-1")
 
 
 def downstream_headers(head: ResponseHead) -> Headers:
@@ -183,16 +218,51 @@ class RequestBody:
     `next_now` and `next` give the parts and then the `End`; after `rewind` they begin again.
     """
 
-    __slots__ = ("_down", "_end", "_kept", "_limit", "_position", "_size", "can_rewind")
+    __slots__ = ("_down", "_end", "_kept", "_position", "_request", "_size", "can_rewind", "limit")
 
-    def __init__(self, down: Downstream, limit: int) -> None:
+    def __init__(self, down: Downstream, request: Request) -> None:
         self._down = down
-        self._limit = limit
+        self._request = request
+        self.limit = 0
         self._kept: list[bytes] = []
         self._size = 0
         self._position = 0
         self._end: End | None = None
         self.can_rewind = True
+
+    def check_length(self) -> None:
+        """Raises `FrontdError`: ``EntityTooLarge`` when the length that the head names is more than the limit."""
+        limit = self._request.max_body
+        if limit is not None and (self._request.content_length or 0) > limit:
+            raise body_too_large(limit)
+
+    async def read(self, max_bytes: int) -> bytes:
+        """All of it, which is kept so that it is forwarded all the same.
+
+        Raises `FrontdError`: ``EntityTooLarge`` (413) beyond `max_bytes` bytes or the site's limit, or what ended the
+        connection.
+        """
+        request = self._request
+        if not request.has_body:
+            return b""
+        self.check_length()
+        if (request.content_length or 0) > max_bytes:
+            raise body_too_large(max_bytes, PLUGIN_LIMIT)
+        await task_lane()
+        self.limit = max(self.limit, max_bytes)
+        parts = 0
+        while self._end is None:
+            part = await self._down.receive_body()
+            if isinstance(part, bytes) and self._size + len(part) > max_bytes:
+                raise body_too_large(max_bytes, PLUGIN_LIMIT)
+            self._keep(part)
+            parts += 1
+            if parts % PARTS_IN_A_ROW == 0:  # a body in small chunks leaves the others their turn
+                await trio.lowlevel.checkpoint()
+        self._position = 0
+        if self._size > max_bytes:  # it was read before, by somebody with a larger limit
+            raise body_too_large(max_bytes, PLUGIN_LIMIT)
+        return b"".join(self._kept)
 
     def next_now(self) -> bytes | End | None:
         """The next part if it is there.  Raises `FrontdError` (downstream)."""
@@ -224,7 +294,7 @@ class RequestBody:
             self._end = part
         elif part is not None:
             self._size += len(part)
-            if self._size > self._limit:
+            if self._size > self.limit:
                 self.can_rewind = False
                 self._kept.clear()
                 self._position = 0

@@ -212,7 +212,9 @@ class LogWriter:
         """The one line of an exchange, and one in the error log when it had a reason."""
         if self._access_to.is_on:
             self._put(self._access_to, self._format(exchange, seconds, at))
-        if exchange.reason is not None and self._error_to.is_on:
+        # the first request of a browser that has to log on is no failure; the access log has its reason
+        if exchange.reason not in (None, Reason.LogonRequired) and self._error_to.is_on:
+            assert exchange.reason is not None
             line = self._error(exchange.client, exchange.reason, exchange.detail, at, exchange, exchange.status)
             self._put(self._error_to, line)
 

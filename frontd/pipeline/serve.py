@@ -5,7 +5,8 @@ How it works
 `serve` is one coroutine.  It decides synchronously and waits only through the traps of `net.traps`, until `task_lane`
 has moved it into a task; so a driver that makes plain calls can run everything up to the first real wait.
 
-    find the site → check its limits → route → (redirect) → lease → send → read the head → relay the body → log
+    find the site → check its limits → filter → who is asking → may they → route → (cached, redirect, file)
+    → lease → send → read the head → admit → relay the body → log
 
 Invariants
 ----------
@@ -13,29 +14,38 @@ Invariants
 * A response that has begun is completed or cut, never ended cleanly in the middle.
 * A request is sent a second time only before the first byte of a response, and only when it is safe to repeat
   (RFC 9110 9.2.2: idempotent, or nothing of it was written) and its body is still at hand.
+* What a plugin raises or mistypes before the request is forwarded ends the exchange; after that it is logged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import trio
 
-from frontd.model.errors import FrontdError, Reason, UpstreamGone
-from frontd.model.headers import announced_trailers
-from frontd.model.messages import Exchange, Request
+from frontd.model.errors import FrontdError, Reason, Source, UpstreamGone
+from frontd.model.headers import Headers, announced_trailers, bad_field
+from frontd.model.messages import Exchange, Response
+from frontd.model.verdicts import Redirect
 from frontd.net.traps import readable, task_lane
-from frontd.pipeline.answers import PHRASES, error_response, redirect_response
+from frontd.pipeline.admission import Answer, admitted, identified, routed
+from frontd.pipeline.answers import PHRASES, redirect_response
+from frontd.pipeline.fileroot import OpenFile
+from frontd.pipeline.files import SENDFILE_STATUS, named_file, requested_file, select, send_pieces
 from frontd.pipeline.forward import (
     PARTS_IN_A_ROW,
     Downstream,
     Pump,
     RequestBody,
     downstream_headers,
+    seal,
     send_request_now,
     upstream_headers,
     upstream_target,
 )
+from frontd.pipeline.phases import NO_PHASES, Phases, each, first, first_soft, plugin_fault, tell
+from frontd.pipeline.reply import Captured, admit, framed, give, refuse, rewritten, send_answer
 from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
 from frontd.protocol.h1 import End
@@ -47,7 +57,6 @@ from frontd.upstream.pool import Lease, Pool
 MOST_ATTEMPTS = 4
 PASSED_1XX = frozenset((102, 103))  # 100 is answered by whoever reads the body, 101 begins a tunnel
 
-
 async def serve(
     exchange: Exchange, down: Downstream, world: World, enter: Callable[[Site], None], head_size: int
 ) -> None:
@@ -55,53 +64,65 @@ async def serve(
 
     Never raises `FrontdError`: whatever fails is answered or cuts the connection here.
     """
-    request = exchange.request
-    assert request is not None
+    request, phases = exchange.request, NO_PHASES
     try:
         site = world.site_for(request, exchange.client)
         exchange.site = site.name
+        phases = site.phases
         enter(site)
         check_limits(site, request, head_size)
-        destination = site.routes.match(request.path)
-        if destination is None:
+        request.max_body = site.limits.max_body
+        body = request.body = RequestBody(down, request)
+        answer: Answer | None = None
+        if phases.filter_request:
+            answer = await first(phases.filter_request, exchange)
+        if answer is None and phases.authenticate:
+            answer = await identified(exchange, phases)
+        if answer is None and (phases.authorize or phases.authenticate):
+            answer = await admitted(exchange, phases)
+        destination: Destination | None = None
+        if answer is None:
+            destination, answer = await routed(exchange, world, site)
+        if answer is None and phases.cache_lookup and destination is not None and destination.pool is not None:
+            answer = await first(phases.cache_lookup, exchange)
+        if answer is not None:
+            await give(exchange, down, phases, answer)
+        elif destination is None:
             raise FrontdError(Reason.NotFound, detail="no route covers the path")
-        exchange.route = destination.route
-        if destination.pool is None:
-            await redirect(exchange, down, destination, request)
-        else:
+        elif destination.files is not None:
+            found = requested_file(destination.files, request, destination.route)
+            if isinstance(found, Redirect):
+                await give(exchange, down, phases, found)
+            else:
+                await send_file(exchange, down, phases, found)
+        elif destination.pool is not None:
+            body.check_length()
             with destination.pool.exchange():
                 await forward(exchange, down, site, destination, destination.pool)
+        else:
+            response = redirect_response(destination, request, exchange.client.local_address)
+            await send_answer(exchange, down, phases, response)
     except FrontdError as error:
-        await refuse(exchange, down, error)
+        await refuse(exchange, down, error, phases)
+    finally:
+        if phases.log:
+            tell(phases.log, exchange, exchange.faults)
 
 
-async def redirect(exchange: Exchange, down: Downstream, destination: Destination, request: Request) -> None:
-    """Answer with the redirect of the route."""
-    response = redirect_response(destination, request, exchange.client.local_address)
-    exchange.status = response.status
-    down.start(response.status, PHRASES[response.status], response.headers, close=not down.skip_body())
-    await finish(down, response.body, exchange.method)
-
-
-async def refuse(exchange: Exchange, down: Downstream, error: FrontdError) -> None:
-    """Answer with the error's page; where no answer is possible any more the client's connection will be cut."""
-    exchange.reason, exchange.detail = error.reason, error.detail
-    if error.status == 0 or not down.can_answer:
-        return
-    response = error_response(error, exchange.fields, exchange.number)
-    exchange.status = response.status
-    try:
-        phrase = PHRASES.get(response.status, b"")
-        down.start(response.status, phrase, response.headers, close=not down.skip_body())
-        await finish(down, response.body, exchange.method)
-    except FrontdError as gone:  # the client left while it was told
-        exchange.detail = f"{error.detail} ({gone.reason.word} while answering)".lstrip()
-
-
-async def finish(down: Downstream, body: bytes, method: str) -> None:
-    """Send the whole body of an answer of our own and its end."""
-    if body and method != "HEAD":
-        down.send(body)
+async def send_file(
+    exchange: Exchange, down: Downstream, phases: Phases, file: OpenFile, app: Headers | None = None
+) -> None:
+    """Answer with a file; `app` are the fields of the app that named it."""
+    with file:
+        response, pieces = select(exchange.request, file, app)
+        if phases.sees_response:
+            received = response.headers.copy()
+            exchange.response = response
+            await rewritten(exchange, phases)
+            framed(response.headers, received)
+        exchange.status = response.status
+        down.start(response.status, PHRASES[response.status], response.headers, close=not down.skip_body())
+        await send_pieces(down, file, pieces)
     if not down.finish():
         await task_lane()
         await down.flush()
@@ -110,13 +131,67 @@ async def finish(down: Downstream, body: bytes, method: str) -> None:
 # ---------------------------------------------------------------------------------------------------- forwarding
 
 
-async def forward(exchange: Exchange, down: Downstream, site: Site, destination: Destination, pool: Pool) -> None:
-    """Lease a connection, send the request, relay the answer; once more on another connection when that is safe."""
+async def outgoing(exchange: Exchange, phases: Phases, destination: Destination) -> tuple[bytes, Headers]:
+    """The target and the header fields that go to the app, when plugins have changed them.
+
+    Raises `FrontdError`: ``Loop``, ``PluginFault``.
+    """
     request = exchange.request
-    assert request is not None
-    exchange.pool = pool.settings.name
-    target, headers = upstream_target(request, destination.strip), upstream_headers(request, exchange.client)
-    body = RequestBody(down, pool.settings.replay_body)
+    headers = upstream_headers(request, exchange.client, phases.schemes)
+    if phases.rewrite_request:
+        received, request.headers = request.headers, headers
+        try:
+            await each(phases.rewrite_request, exchange)
+        finally:  # what later phases decide by is what the client sent
+            headers, request.headers = request.headers, received
+    seal(headers, request, exchange.identity)
+    if (phases.rewrite_request or exchange.identity) and (fault := bad_field(headers)):
+        raise plugin_fault(exchange, "rewrite_request", ValueError(fault))
+    return upstream_target(request, destination.strip), headers
+
+
+async def forward(exchange: Exchange, down: Downstream, site: Site, destination: Destination, pool: Pool) -> None:
+    """Have the app answer; where it does not, a plugin may, and else the error says so."""
+    target, headers = await outgoing(exchange, site.phases, destination)
+    answer: Instead | None
+    try:
+        answer = await exchange_with_app(exchange, down, site, pool, target, headers)
+    except FrontdError as error:
+        if error.reason.source is not Source.UPSTREAM or not down.can_answer or not site.phases.forward_failed:
+            raise
+        answer = await first_soft(site.phases.forward_failed, exchange, error)
+        if answer is None:
+            raise
+        exchange.reason, exchange.detail = error.reason, error.detail
+    if isinstance(answer, NamedFile):
+        assert pool.settings.sendfile_from is not None
+        file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)
+        assert file is not None
+        await send_file(exchange, down, site.phases, file, answer.headers)
+    elif answer is not None:
+        await give(exchange, down, site.phases, answer)
+
+
+class NamedFile(NamedTuple):
+    """The app has named a file to be sent in place of its answer; `headers` are those of that answer."""
+
+    status: int
+    headers: Headers
+
+
+Instead = Response | NamedFile  # of the app's answer
+
+
+async def exchange_with_app(
+    exchange: Exchange, down: Downstream, site: Site, pool: Pool, target: bytes, headers: Headers
+) -> Instead | None:
+    """Lease a connection, send the request, relay the answer; once more on another connection when that is safe.
+
+    Returns what stands in place of the app's answer.
+    """
+    request = exchange.request
+    body = cast("RequestBody", request.body)
+    body.limit = max(body.limit, pool.settings.replay_body)
     retried = False
     while True:
         lease = pool.lease_nowait()
@@ -137,11 +212,9 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
                 if upstream.stream.pending:
                     await task_lane()
                     await upstream.flush(site.timeouts.response_body)
-                await receive(exchange, down, site, lease, None)
-            else:
-                await task_lane()
-                await send_and_receive(exchange, down, site, lease, body)
-            return
+                return await receive(exchange, down, site, lease, None)
+            await task_lane()
+            return await send_and_receive(exchange, down, site, lease, body)
         except UpstreamGone as gone:
             # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the one
             # retry, though it cannot go on for ever either.
@@ -161,15 +234,15 @@ async def forward(exchange: Exchange, down: Downstream, site: Site, destination:
             lease.discard()  # without effect after give_back
 
 
-async def send_and_receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, body: RequestBody) -> None:
-    """Relay the answer while the rest of the request body is still on its way (in the task lane)."""
-    assert exchange.request is not None
+async def send_and_receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, body: RequestBody) -> Instead | None:
+    """`receive` while the rest of the request body is still on its way (in the task lane)."""
+    answer: Instead | None = None
     pump = Pump(lease.connection, exchange.request, body, site.timeouts.response_body)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run_task, nursery.cancel_scope)
         try:
-            await receive(exchange, down, site, lease, pump)
+            answer = await receive(exchange, down, site, lease, pump)
         except (FrontdError, UpstreamGone) as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -179,12 +252,15 @@ async def send_and_receive(exchange: Exchange, down: Downstream, site: Site, lea
         raise failure
     if pump.error is not None:
         raise pump.error
+    return answer
 
 
-async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, pump: Pump | None) -> None:
-    """Read the response head, then relay the body; gives the lease back when the exchange is complete."""
-    request, upstream = exchange.request, lease.connection
-    assert request is not None
+async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, pump: Pump | None) -> Instead | None:
+    """Read the response head, then relay the body; gives the lease back when the exchange is complete.
+
+    Returns what stands in place of the app's answer, of which nothing was sent then.
+    """
+    request, upstream, phases = exchange.request, lease.connection, site.phases
     while True:
         head = await read_head(upstream, site.timeouts.response_head, pump)
         if head.status >= 200 or head.status == 101:
@@ -197,8 +273,24 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
     exchange.status = head.status
     if head.status == 101:
         await upgrade(exchange, down, site, lease, head)
-        return
-    down.start(head.status, head.reason, downstream_headers(head))
+        return None
+    headers, captured = downstream_headers(head), None
+    response = None
+    if phases.sees_response:
+        answer = await admit(exchange, phases, head, headers.copy())
+        if answer is not None:
+            return answer
+        response = exchange.response
+    sent = response.headers if response is not None else headers
+    if lease.pool.settings.sendfile_from is not None and b"x-sendfile" in sent:
+        if head.status in SENDFILE_STATUS:
+            return NamedFile(head.status, sent)
+        sent.remove(b"x-sendfile")
+    if response is not None:
+        captured = Captured(response) if response.captures else None
+        await rewritten(exchange, phases)
+        exchange.status, headers = response.status, framed(response.headers, headers)
+    down.start(exchange.status, head.reason if exchange.status == head.status else PHRASES[exchange.status], headers)
     turns = 0
     while True:
         turns += 1
@@ -207,6 +299,8 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
             await trio.lowlevel.checkpoint()
         part = upstream.body_now()
         if isinstance(part, End):
+            if captured is not None:
+                captured.complete(exchange)
             done = down.finish(announced_trailers(head.headers, part.trailers))
             break
         if part is None:
@@ -215,13 +309,17 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
                 await down.flush()
             timeout = site.timeouts.response_body
             await app_readable(upstream, trio.current_time() + timeout, timeout, Reason.Timer_ResponseBody, pump)
-        elif not down.send(part):
-            await task_lane()
-            await down.flush()
+        else:
+            if captured is not None:
+                captured.add(part)
+            if not down.send(part):
+                await task_lane()
+                await down.flush()
     lease.give_back()  # before the client has read everything: the app is free for the next request
     if not done:
         await task_lane()
         await down.flush()
+    return None
 
 
 async def read_head(upstream: Upstream, timeout: float, pump: Pump | None) -> ResponseHead:
@@ -253,7 +351,6 @@ async def app_readable(
 async def upgrade(exchange: Exchange, down: Downstream, site: Site, lease: Lease, head: ResponseHead) -> None:
     """Answer 101 and relay bytes both ways (RFC 9110 7.8)."""
     request, upstream = exchange.request, lease.connection
-    assert request is not None
     if not request.upgrade or head.headers.get(b"upgrade").lower() != request.upgrade:
         raise FrontdError(Reason.BadUpstreamHead, detail="101 that was not asked for")
     headers = downstream_headers(head)

@@ -16,7 +16,12 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import Client, Request, TlsPolicy
 from frontd.model.urlprefix import PathTable, PrefixTable
 from frontd.net.tls import ProfileTable
+from frontd.pipeline.fileroot import FileRoot
+from frontd.pipeline.phases import NO_PHASES, Phases
+from frontd.pipeline.plugin import Plugin
+from frontd.pipeline.store import MemoryStore
 from frontd.protocol.scan import WireLimits
+from frontd.upstream.ondemand import OnDemandPools
 from frontd.upstream.pool import Pool
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -35,10 +40,12 @@ class SiteState:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a route leads: a pool, or a redirect with its status; `strip` is the path prefix taken off on the way."""
+    """Where a route leads: a pool, the files of a directory, or a redirect with its status; `strip` is the path prefix
+    taken off on the way."""
 
     route: str
     pool: Pool | None = None
+    files: FileRoot | None = None
     redirect: str = ""
     status: int = 308
     strip: str = ""
@@ -54,6 +61,7 @@ class Site:
     timeouts: Timeouts
     state: SiteState
     keeps_underscores: bool = False
+    phases: Phases = NO_PHASES
 
 
 class Entrance(NamedTuple):
@@ -66,7 +74,9 @@ class Entrance(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class World:
     """One generation of the configuration, built.  `wire` holds the largest head limits of all sites: what a listener
-    reads before the site is known."""
+    reads before the site is known; `server` are the phases that are asked before it is; `plugins` are the instances of all
+    sites, `store` the memory they share.  `ondemand` has pools for targets that no configuration
+    names."""
 
     generation: int
     sites: PrefixTable[Entrance]
@@ -77,6 +87,10 @@ class World:
     limits: Limits
     timeouts: Timeouts
     wire: WireLimits
+    server: Phases
+    plugins: tuple[Plugin, ...]
+    store: MemoryStore
+    ondemand: OnDemandPools
 
     def trusts(self, address: str) -> bool:
         """Whether what this peer says about its clients is believed."""
@@ -126,15 +140,13 @@ def check_limits(site: Site, request: Request, head_size: int) -> None:
         raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_segments ({limits.max_segments} segments).")
     if any(len(segment) > limits.max_segment for segment in segments):
         raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_segment ({limits.max_segment} characters).")
-    query = request.query or ""
+    query = request.query
     if limits.max_query is not None and len(query) > limits.max_query:
         raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_query ({limits.max_query} bytes).")
     if limits.max_url is not None and len(request.path) + len(query) > limits.max_url:
         raise FrontdError(Reason.URL_Length, hint=f"The limit is limits.max_url ({limits.max_url} bytes).")
-    if limits.max_body is not None and (request.content_length or 0) > limits.max_body:
-        raise body_too_large(limits)
 
 
-def body_too_large(limits: Limits) -> FrontdError:
-    """The refusal (413) of a request body beyond `limits.max_body` bytes; it names the key to change."""
-    return FrontdError(Reason.EntityTooLarge, hint=f"The limit is limits.max_body ({limits.max_body} bytes).")
+def body_too_large(limit: int, name: str = "limits.max_body") -> FrontdError:
+    """The refusal (413) of a request body beyond `limit` bytes; it names the key to change."""
+    return FrontdError(Reason.EntityTooLarge, hint=f"The limit is {name} ({limit} bytes).")

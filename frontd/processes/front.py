@@ -31,6 +31,8 @@ from frontd.lanes.connection import Connection
 from frontd.lanes.listener import Listener, bind, identity_of
 from frontd.lanes.service import Service
 from frontd.pipeline.logwriter import LogWriter
+from frontd.pipeline.world import World
+from frontd.processes.plugins import PluginProblem, Runner
 from frontd.processes.runtime import BuildProblem, build, differences
 from frontd.upstream.pool import Pool
 
@@ -63,6 +65,7 @@ class Front:
         self.service = service
         self.last_reload: ReloadReport | None = None
         self.state = "starting"  # starting | serving | draining
+        self.plugins: Runner | None = None
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
 
@@ -74,8 +77,13 @@ class Front:
         """
         config = loaded.config
         with bound(config, []) as listeners:
-            world = build(config, 1, None)
-        return cls(loaded, listeners, Service(world, LogWriter(config.log.access, config.log.error)))
+            log = LogWriter(config.log.access, config.log.error)
+            try:
+                world = build(config, 1, None, log.remark)
+            except BaseException:
+                log.close()
+                raise
+        return cls(loaded, listeners, Service(world, log))
 
     @property
     def config(self) -> Config:
@@ -92,6 +100,9 @@ class Front:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.plugins = Runner(nursery, self.service.log_fault)
+                await self._start_plugins(self.service.world)
+                self.service.world.ondemand.start = lambda pool: nursery.start_soon(pool.run)
                 nursery.start_soon(self.service.hangups.run)
                 for pool in self.service.world.pools.values():
                     nursery.start_soon(pool.run)
@@ -106,6 +117,13 @@ class Front:
             for listener in self.listeners:
                 listener.close()
             self.service.hangups.close()
+
+    async def _start_plugins(self, world: World) -> None:
+        assert self.plugins is not None
+        try:
+            await self.plugins.start(world.plugins)
+        except PluginProblem as error:
+            raise BuildProblem(str(error)) from error
 
     def addresses(self) -> list[str]:
         """The bound addresses, for people: ``https on *:8443``."""
@@ -124,7 +142,7 @@ class Front:
                 with trio.fail_after(READ_TIME):  # a mount that hangs must not hold later reloads, or the end
                     loaded = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
                 report.warnings = [str(problem) for problem in loaded.warnings]
-                report.changed = self._swap(loaded)
+                report.changed = await self._replace(loaded)
             except ConfigProblems as error:
                 report.errors = [str(problem) for problem in error.problems if problem.severity == "error"]
             except trio.TooSlowError:
@@ -138,19 +156,40 @@ class Front:
             self.service.log.remark(self._told(report))
             return report
 
-    def _swap(self, loaded: Loaded) -> list[str]:
-        """Build the new world and put it in place; synchronous, so it happens between two steps of every connection."""
-        if self.state == "draining":
+    async def _replace(self, loaded: Loaded) -> list[str]:
+        """Build the new world, start its plugins, and put it in place; returns what changed."""
+        if self.draining:
             raise BuildProblem("frontd is shutting down")
         old, new = self.config, loaded.config
         for noun in FIXED:
             if getattr(old, noun) != getattr(new, noun):
                 raise BuildProblem(f"{noun} cannot be changed by a reload: restart frontd")
-        service, nursery = self.service, self._nursery
-        assert nursery is not None
+        service, plugins = self.service, self.plugins
+        assert plugins is not None
         with bound(new, self.listeners) as listeners:
-            world = build(new, service.world.generation + 1, service.world)
+            world = build(new, service.world.generation + 1, service.world, service.log.remark)
+            try:
+                await self._start_plugins(world)
+                if self.draining:
+                    raise BuildProblem("frontd is shutting down")
+            except BaseException:
+                plugins.keep(service.world.plugins)
+                raise
+        self._swap(loaded, world, listeners)
+        plugins.keep(world.plugins)
+        return differences(old, new)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it ends."""
+        return self.state == "draining"
+
+    def _swap(self, loaded: Loaded, world: World, listeners: list[Listener]) -> None:
+        """Put a world in place; synchronous, so it happens between two steps of every connection."""
+        service, nursery, old, new = self.service, self._nursery, self.config, loaded.config
+        assert nursery is not None
         previous, service.world = service.world, world
+        world.store.resize(new.cache.memory)
         if old.log != new.log:
             service.log.change(new.log.access, new.log.error)
         for listener in self.listeners:
@@ -172,7 +211,6 @@ class Front:
         for pool in new_pools - old_pools:
             nursery.start_soon(pool.run)
         self.loaded, self.loaded_at = loaded, time.time()
-        return differences(old, new)
 
     def _told(self, report: ReloadReport) -> str:
         if not report.ok:

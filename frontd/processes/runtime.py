@@ -1,13 +1,16 @@
 """Config → World: the whole new world is built beside the one that serves, then swapped in one assignment.
 
 Build touches nothing that is serving; whatever fails raises `BuildProblem` and the old world stays.  State is kept
-where its configuration is unchanged: pools with their connections and queues, TLS contexts with their tickets, counters
-of sites.
+where its configuration is unchanged: pools with their connections and queues, TLS contexts with their tickets, plugins
+with what they know, counters of sites.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from pluggy import PluginValidationError
 
 from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
 from frontd.config.model import Config, Route, TlsHost
@@ -16,9 +19,14 @@ from frontd.config.model import Site as SiteConfig
 from frontd.config.model import Target as TargetConfig
 from frontd.model.urlprefix import PathTable, PrefixTable, UrlPrefix
 from frontd.net.tls import CertificateProblem, Profile, ProfileTable, build_profile, client_context
+from frontd.pipeline.fileroot import FileRoot
+from frontd.pipeline.phases import Phases, freeze
+from frontd.pipeline.store import MemoryStore
 from frontd.pipeline.world import Destination, Entrance, Site, SiteState, World
+from frontd.processes.plugins import PluginProblem, instances
 from frontd.protocol.scan import WireLimits
 from frontd.upstream.client import Dialect
+from frontd.upstream.ondemand import OnDemandPools
 from frontd.upstream.pool import Pool, PoolSettings, Target
 
 
@@ -26,15 +34,22 @@ class BuildProblem(Exception):
     """A configuration that is valid on paper cannot be served; the text says what and why."""
 
 
-def build(config: Config, generation: int, previous: World | None) -> World:
-    """The world of `config`; what is unchanged is taken over from `previous`.  Raises `BuildProblem`."""
+def build(config: Config, generation: int, previous: World | None, remark: Callable[[str], None]) -> World:
+    """The world of `config`; what is unchanged is taken over from `previous`.
+
+    `remark` is where plugins write to.  Raises `BuildProblem`.
+    """
+    store = previous.store if previous else MemoryStore(config.cache.memory)
+    standing = previous.plugins if previous else ()
     try:
+        plugins = instances(config, standing, store, remark)
+        phases = {name: freeze([*plugins[""], *plugins[name]]) for name in config.sites}
         profiles = build_profiles(config, previous.profiles.profiles if previous else [])
         pools = {name: build_pool(pool, config, previous) for name, pool in config.pools.items()}
-    except (CertificateProblem, Unusable) as error:
+    except (CertificateProblem, Unusable, PluginProblem, PluginValidationError) as error:
         raise BuildProblem(str(error)) from None
     states = {site.name: site.state for site in previous.all_sites} if previous else {}
-    sites = {name: build_site(site, pools, states.get(name)) for name, site in config.sites.items()}
+    sites = {name: build_site(site, pools, phases[name], states.get(name)) for name, site in config.sites.items()}
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
     pairs += [(prefix, redirect_site(sites[name], to)) for prefix, name, to in redirects_to_https(config)]
     entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
@@ -48,7 +63,27 @@ def build(config: Config, generation: int, previous: World | None) -> World:
         limits=config.limits,
         timeouts=config.timeouts,
         wire=largest_heads(config),
+        server=freeze(plugins[""]),
+        plugins=tuple(plugin for of_site in plugins.values() for plugin in of_site),
+        store=store,
+        ondemand=ondemand_pools(config, previous),
     )
+
+
+def ondemand_pools(config: Config, previous: World | None) -> OnDemandPools:
+    """Pools for targets that plugins route to; those that stand stay."""
+
+    def make(target: str) -> Pool:
+        settings = PoolConfig(name=target, targets=(TargetConfig.parse(target),))
+        try:
+            return build_pool(settings, config, None)
+        except CertificateProblem as error:
+            raise ValueError(str(error)) from None
+
+    if previous is None:
+        return OnDemandPools(make)
+    previous.ondemand.make = make
+    return previous.ondemand
 
 
 # ---------------------------------------------------------------------------------------------------- TLS
@@ -89,7 +124,7 @@ def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
 # ---------------------------------------------------------------------------------------------------- sites
 
 
-def build_site(config: SiteConfig, pools: dict[str, Pool], state: SiteState | None) -> Site:
+def build_site(config: SiteConfig, pools: dict[str, Pool], phases: Phases, state: SiteState | None) -> Site:
     """A site as the pipeline reads it; it goes on counting in `state` when it was there before."""
     return Site(
         name=config.name,
@@ -98,6 +133,7 @@ def build_site(config: SiteConfig, pools: dict[str, Pool], state: SiteState | No
         timeouts=config.timeouts,
         state=state or SiteState(),
         keeps_underscores=config.underscores_in_headers,
+        phases=phases,
     )
 
 
@@ -105,6 +141,8 @@ def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
     """Where a route leads, with the pool itself instead of its name."""
     if route.redirect is not None:
         return Destination(path, redirect=route.redirect, status=route.status)
+    if route.files is not None:
+        return Destination(path, files=FileRoot(route.files, route.index), strip=path)
     assert route.pool is not None
     return Destination(path, pool=pools[route.pool], strip=path if route.strip_prefix else "")
 
@@ -133,8 +171,9 @@ def redirects_to_https(config: Config) -> list[tuple[UrlPrefix, str, Destination
 
 
 def redirect_site(site: Site, to: Destination) -> Site:
-    """A site that redirects every path, with the limits of `site` and counting for it."""
-    return replace(site, routes=PathTable([("/", to)]))
+    """A site that redirects every path, with the limits of `site` and counting for it.  Nobody is asked to log on there:
+    a password would go over http."""
+    return replace(site, routes=PathTable([("/", to)]), phases=site.phases.before_logon())
 
 
 def largest_heads(config: Config) -> WireLimits:
@@ -167,6 +206,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Poo
         keep_alive=whole.timeouts.keep_alive,
         connect=whole.timeouts.connect,
         replay_body=config.replay_body,
+        sendfile_from=config.sendfile_from,
     )
     return kept if kept is not None and kept.settings == settings else Pool(settings)
 
@@ -205,7 +245,7 @@ def differences(old: Config, new: Config) -> list[str]:
         changes += [f"{one} {name} added" for name in after if name not in before]
         changes += [f"{one} {name} removed" for name in before if name not in after]
         changes += [f"{one} {name} changed" for name in after if name in before and after[name] != before[name]]
-    for noun in ("tls", "trusted_proxies", "limits", "timeouts", "log", "control", "health", "state_dir"):
+    for noun in ("tls", "trusted_proxies", "plugins", "plugins_dir", "cache", "limits", "timeouts", "log", "control", "health", "state_dir"):
         if getattr(old, noun) != getattr(new, noun):
             changes.append(f"{noun} changed")
     return changes

@@ -17,6 +17,7 @@ import trio
 from frontd.config.load import Loaded
 from frontd.config.model import Health, Listen
 from frontd.lanes.listener import bind
+from frontd.pipeline.discovery import Discovery
 from frontd.processes.control import (
     HEALTH_CALLERS,
     HEALTH_PATIENCE,
@@ -25,6 +26,8 @@ from frontd.processes.control import (
     serve_calls,
 )
 from frontd.processes.front import Front
+from frontd.processes.runtime import BuildProblem
+from frontd.processes.watch import Watchdog, watch_files
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
@@ -34,10 +37,12 @@ def run_front(
     reload_from: Callable[[], Loaded] | None,
     ready: Callable[[str], None] | None = None,
     version: str = "",
+    discovery: Discovery | None = None,
 ) -> int:
     """Serve `loaded` until a signal says otherwise; returns the exit code.
 
-    `reload_from` reads the configuration again; `ready` is told in one line when connections are accepted.  Raises
+    `reload_from` reads the configuration again; `ready` is told in one line when connections are accepted; files that
+    `discovery` has loaded are watched.  Raises
     `OSError` when a socket cannot be bound and `BuildProblem` when the configuration cannot be served.
 
     It takes the signals of the process over for good: the process is meant to end with it, and a signal that comes
@@ -55,7 +60,18 @@ def run_front(
             left.enter_context(health)
         control_socket = left.enter_context(bind_control(loaded.config.control.socket))
         left.callback(loaded.config.control.socket.unlink, missing_ok=True)
-        return trio.run(_main, front, control_socket, health, reload_from, ready, version, strict_exception_groups=True)
+        try:
+            return trio.run(_main, front, control_socket, health, reload_from, ready, version, discovery)
+        except BaseExceptionGroup as group:
+            raise only_problem(group) or group from None
+
+
+def only_problem(group: BaseExceptionGroup[BaseException]) -> BuildProblem | None:
+    """The reason why it could not serve at all, out of the nurseries it came through."""
+    found = group.subgroup(BuildProblem)
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]  # type: ignore[assignment]
+    return found
 
 
 async def _main(
@@ -65,6 +81,7 @@ async def _main(
     reload_from: Callable[[], Loaded] | None,
     ready: Callable[[str], None] | None,
     version: str,
+    discovery: Discovery | None,
 ) -> int:
     control = Control(front, version, reload_from)
     ignore_signals(*SIGNALS)  # what holds again when the receiver below has closed
@@ -75,6 +92,10 @@ async def _main(
             if health is not None:
                 fault = front.service.log_fault
                 nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+            log = front.service.log
+            nursery.start_soon(Watchdog(lambda: front.service.world.plugins, log.remark).run)
+            if discovery is not None:
+                nursery.start_soon(watch_files, discovery, log.remark)
             gc.collect()
             gc.freeze()
             if ready is not None:

@@ -20,7 +20,7 @@ Invariants
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import h11
 
@@ -118,6 +118,18 @@ def _read_body(connection: h11.Connection, body: _Body, buffer: bytearray, ended
             raise h11.RemoteProtocolError(f"unexpected {event!r} in a body")
 
 
+class _Elsewhere:
+    """Stands for so many bytes that reach the socket by another way; h11 only asks for their number."""
+
+    __slots__ = ("_size",)
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
 class _Connection:
     """What both sides share: the buffer of received bytes, h11, and sending bodies.  ``send_*`` return wire bytes."""
 
@@ -134,6 +146,18 @@ class _Connection:
     def send_body(self, data: bytes) -> bytes:
         """One part of the body."""
         return self._send(h11.Data(data=data))
+
+    def send_body_elsewhere(self, size: int) -> tuple[bytes, bytes]:
+        """One part of the body, of `size` bytes, that reaches the socket by another way.  Returns what goes on the wire
+        before and behind it (empty unless chunked).
+
+        To h11 the part has been sent when this returns; whoever does not send all of it has to cut the connection.
+        """
+        part = _Elsewhere(size)
+        event = h11.Data(data=part)  # type: ignore[arg-type]  # h11's documented use, for which it has no type
+        wire: list[Any] = self._h11.send_with_data_passthrough(event) or []
+        at = wire.index(part)
+        return b"".join(wire[:at]), b"".join(wire[at + 1 :])
 
     def send_end(self, trailers: Headers = NO_TRAILERS) -> bytes:
         """The end of the message; `trailers` are sent only when the framing is chunked."""

@@ -26,6 +26,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -61,15 +62,16 @@ class PoolSettings:
     keep_alive: float
     connect: float
     replay_body: int
+    sendfile_from: Path | None = None  # the directory whose files an app may have sent
 
 
 class Lease:
     """The right to use one upstream connection for one exchange."""
 
-    __slots__ = ("_pool", "ended", "place", "upstream")
+    __slots__ = ("ended", "place", "pool", "upstream")
 
     def __init__(self, pool: Pool, place: Place, upstream: Upstream | None) -> None:
-        self._pool = pool
+        self.pool = pool
         self.place = place
         self.upstream = upstream
         self.ended = False
@@ -97,7 +99,7 @@ class Lease:
     def _end(self, *, keep: bool) -> None:
         if not self.ended:
             self.ended = True
-            self._pool.release(self, keep=keep)
+            self.pool.release(self, keep=keep)
 
 
 class Pool:

@@ -10,7 +10,7 @@ from frontd.model.messages import Client, Exchange, Request
 
 
 def request(method: str = "GET", length: int | None = None, *, chunked: bool = False) -> Request:
-    return Request(method, b"/", "/", None, "a", b"a", "1.1", Headers(), length, chunked)
+    return Request(method, b"/", "/", "", "a", b"a", "1.1", Headers(), length, chunked)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH", "get", "M-SEARCH"])

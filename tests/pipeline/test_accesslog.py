@@ -48,7 +48,8 @@ def exchange(
     """An exchange of 1 GET, answered with 200 by one try on an app."""
     path, mark, query = uri.partition("?")
     headers = Headers.of((b"Host", host), *fields)
-    request = Request(method, uri.encode(), path, query if mark else None, host.decode("latin-1"), host, "1.1", headers)
+    request = Request(method, uri.encode(), path, query, host.decode("latin-1"), host, "1.1", headers)
+    request.has_query = bool(mark)
     it = Exchange(client(tls=True), request, 0.0, AT)
     it.number = 7
     it.method, it.uri, it.version, it.fields = method, uri, "1.1", headers
@@ -101,7 +102,7 @@ def test_json_line() -> None:
         '{"time":"2026-01-31T23:59:59.125+00:00","request":7,"client":"203.0.113.9","listener":"https",'
         '"scheme":"https","tls":"TLSv1.3","method":"GET","host":"shop.test","path":"/a/b","query":"x=1",'
         '"version":"1.1","user_agent":"curl/8 \\"b\\"\\t","referer":"https://r.test/\\u00f6","site":"shop",'
-        '"route":"/a/","pool":"app","target":"http://10.0.0.7:9000","status":200,"reason":null,"bytes_in":120,'
+        '"route":"/a/","pool":"app","target":"http://10.0.0.7:9000","user":null,"status":200,"substatus":null,"reason":null,"bytes_in":120,'
         '"bytes_out":4321,"seconds":0.012346,"queue_wait":0.25,"attempts":1,"generation":3}'
     )
 
@@ -112,7 +113,7 @@ def test_json_line_of_what_never_became_a_request() -> None:
     assert json_line(it, 0.0, AT) == (
         '{"time":"2026-01-31T23:59:59.125+00:00","request":8,"client":"203.0.113.9","listener":"https",'
         '"scheme":"http","tls":null,"method":null,"host":null,"path":null,"query":null,"version":null,'
-        '"user_agent":null,"referer":null,"site":null,"route":null,"pool":null,"target":null,"status":null,'
+        '"user_agent":null,"referer":null,"site":null,"route":null,"pool":null,"target":null,"user":null,"status":null,"substatus":null,'
         '"reason":"Timer_HeaderWait","bytes_in":0,"bytes_out":0,"seconds":0.0,"queue_wait":0.0,"attempts":0,'
         '"generation":0}'
     )
@@ -195,7 +196,7 @@ def exchanges(draw: st.DrawFn) -> Exchange:
         host=host.encode("latin-1"),
     )
     if draw(st.booleans()):
-        it.request = None
+        it.is_understood = False
     it.site, it.route, it.pool, it.target, it.detail = (draw(values).decode("utf-8", "replace") for _ in range(5))
     it.reason = draw(st.sampled_from([None, *Reason]))
     return it

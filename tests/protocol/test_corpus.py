@@ -73,7 +73,7 @@ def meaning_of(parts: list[bytes]) -> list[str]:
         while (head := http.next_head(WireLimits())) is not None:
             request = make_request(head)
             line = f"{request.method} host={request.host} {request.path}"
-            line += "" if request.query is None else f" query={request.query}"
+            line += f" query={request.query}" if request.has_query else ""
             line += f" {request.version}" + " expects-continue" * request.expects_continue
             line += f" upgrade={request.upgrade.decode()}" if request.upgrade else ""
             body = b""

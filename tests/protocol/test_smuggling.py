@@ -15,7 +15,7 @@ from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError
 from frontd.model.headers import Headers, announced_trailers
 from frontd.model.messages import Client, Request
-from frontd.pipeline.forward import downstream_headers, upstream_headers, upstream_target
+from frontd.pipeline.forward import downstream_headers, seal, upstream_headers, upstream_target
 from frontd.protocol.h1 import ClientConnection, End, ServerConnection
 from frontd.protocol.scan import WireLimits
 from tests.protocol.grammar import damaged_answers, damaged_pipelines
@@ -33,7 +33,9 @@ def forwarded(data: bytes) -> list[tuple[Request, bytes, Headers, bytes]]:
         while (head := server.next_head(WireLimits())) is not None:
             request = make_request(head)
             upstream = ClientConnection()
-            out = upstream.send_head(request.method, upstream_target(request, ""), upstream_headers(request, CLIENT))
+            headers = upstream_headers(request, CLIENT, frozenset())
+            seal(headers, request, None)
+            out = upstream.send_head(request.method, upstream_target(request, ""), headers)
             body = b""
             while not isinstance(part := server.next_body(), End):
                 assert part is not None
@@ -71,7 +73,7 @@ def test_what_an_app_is_sent_is_one_message_with_the_meaning_understood(data: by
         assert (message.body, message.trailers) == (body, pairs(announced_trailers(request.headers, trailers)))
         assert target == b"*" if request.target == b"*" else target.split(b"?")[0] == request.path.encode()
         query = target.split(b"?", 1)[1] if b"?" in target else None
-        assert query == (None if request.query is None else request.query.encode())
+        assert query == (request.query.encode() if request.has_query else None)
         # the fields: nothing is lost but what is known, nothing new but what is ours
         names = [name for name, _ in message.fields]
         assert names.count(b"host") == 1

@@ -1,0 +1,150 @@
+"""The lists of plugins in the file: a bare word or a one-key map for each, with settings of any pydantic model.
+
+Settings are written by people who are not us, so unlike the parts of our own they are validated as a whole: the tree
+becomes plain values (scalars keep their exact text, as everywhere), and what pydantic refuses is told at its place.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from frontd.config.fill import Room, complain, translate
+from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
+from frontd.config.plugins import Catalogue, PluginEntry, PluginKind, Settings
+from frontd.config.units import clip, nearest
+
+
+def words_in(node: Node | None) -> frozenset[str]:
+    """The words that a list of plugins names, right or wrong."""
+    if not isinstance(node, ListNode):
+        return frozenset()
+    return frozenset(word for item in node.items for word in _words_of(item))
+
+
+def _words_of(item: Node) -> list[str]:
+    if isinstance(item, MapNode):
+        return list(item.values)
+    return [str(item.scalar)] if isinstance(item, ScalarNode) else []
+
+
+def plugin_list(
+    room: Room, catalogue: Catalogue, site: str, node: Node | None
+) -> tuple[tuple[PluginEntry, ...], bool]:
+    """The plugins of `site` ("": of the whole server), and whether none is missing.  Errors are noted."""
+    if node is None or (isinstance(node, ScalarNode) and (node.is_null or node.broken)):
+        return (), True
+    if not isinstance(node, ListNode):
+        hint = "each plugin begins with -" if isinstance(node, MapNode) else f"write it as [{_words_of(node)[0]}]"
+        complain(room, node, f"a list is expected, not {node.what}", hint)
+        return (), False
+    found: list[PluginEntry] = []
+    for item in node.items:
+        entry = _entry(room, catalogue, item)
+        if entry is not None:
+            room.plugins[site, len(found)] = item
+            found.append(entry)
+    return tuple(found), len(found) == len(node.items)
+
+
+def _entry(room: Room, catalogue: Catalogue, item: Node) -> PluginEntry | None:
+    if isinstance(item, ScalarNode) and not item.is_null:
+        if item.broken:
+            return None
+        word, value, place = str(item.scalar), None, item
+    elif isinstance(item, MapNode) and len(item.values) == 1:
+        word, value = next(iter(item.values.items()))
+        place = ScalarNode(item.entries[0].key.mark, item.entries[0].key.scalar, path=value.path)
+    else:
+        complain(
+            room, item, f"a plugin is a word, or one word with its settings, not {item.what}",
+            "is a - missing, or are the settings not indented?" if isinstance(item, MapNode) else "",
+        )  # fmt: skip
+        return None
+    kind = catalogue.kinds.get(word)
+    if kind is None:
+        if not catalogue.faults:  # else it may be one that could not be loaded
+            known = sorted({*catalogue.kinds, *catalogue.others})
+            guess = nearest(word, known)
+            hint = f'did you mean "{guess}"?' if guess else f"there are: {', '.join(known)}"
+            complain(room, place, f"there is no plugin {clip(word)}", hint)
+        return None
+    settings = _settings(room, kind, value, item)
+    return PluginEntry(kind, word, settings) if settings is not None else None
+
+
+def _settings(room: Room, kind: PluginKind, node: Node | None, item: Node) -> Settings | None:
+    model = kind.settings
+    if isinstance(node, ScalarNode) and node.broken:
+        return None
+    if node is None or (isinstance(node, ScalarNode) and node.is_null):
+        node = MapNode(item.mark, key=item.key, path=item.path)
+    if not isinstance(node, MapNode):
+        if not model.shorthand:
+            complain(room, node, f"the settings of {kind.name} are a map, not {node.what}")
+            return None
+        node = MapNode(node.mark, key=node.key, path=node.path, values={model.shorthand: node})
+    if any(one.broken for one in _scalars(node)):
+        return None
+    try:
+        return model.model_validate(plain(node), context={"base": room.base})
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if detail["type"] == "extra_forbidden":
+                _unknown_key(room, model, node, detail["loc"])
+            else:
+                translate(room, node, detail)
+        return None
+
+
+def plain(node: Node) -> Any:
+    """A tree as plain values; scalars as `Scalar`, which is a text, so that the field's type decides what they are."""
+    if isinstance(node, MapNode):
+        return {str(key): plain(value) for key, value in node.values.items()}
+    if isinstance(node, ListNode):
+        return [plain(item) for item in node.items]
+    assert isinstance(node, ScalarNode)
+    return None if node.is_null else node.scalar
+
+
+def _scalars(node: Node) -> Iterator[ScalarNode]:
+    if isinstance(node, ScalarNode):
+        yield node
+    for inner in node.values.values() if isinstance(node, MapNode) else getattr(node, "items", ()):
+        yield from _scalars(inner)
+
+
+def _unknown_key(room: Room, model: type[BaseModel], node: MapNode, where: Sequence[str | int]) -> None:
+    parent: Node = node
+    fields: list[str] = list(model.model_fields)
+    annotation: Any = model
+    for step in where[:-1]:
+        if isinstance(parent, MapNode) and step in parent.values:
+            parent = parent.values[str(step)]
+        elif isinstance(parent, ListNode) and isinstance(step, int) and step < len(parent.items):
+            parent = parent.items[step]
+        inner = _models_in(annotation, str(step))
+        if inner is not None:
+            annotation, fields = inner, list(inner.model_fields)
+    key = str(where[-1])
+    at = node.at
+    if isinstance(parent, MapNode):
+        at = next((entry.key.mark for entry in parent.entries if str(entry.key.scalar) == key), parent.at)
+    guess = nearest(key, fields)
+    known = f"known here: {', '.join(fields)}" if fields else "it takes no settings"
+    hint = f'did you mean "{guess}"?' if guess else known
+    path = f"{parent.path}.{key}" if parent.path else key
+    room.source.error(at, path, "unknown key", hint)
+
+
+def _models_in(annotation: Any, step: str) -> type[BaseModel] | None:
+    """The model that stands at the field `step` of a model, however it is wrapped (list, map, optional)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and step in annotation.model_fields:
+        return _models_in(annotation.model_fields[step].annotation, "")
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_models_in(inner, "") for inner in typing.get_args(annotation))
+    return next((one for one in found if one is not None), None)

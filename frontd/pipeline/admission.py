@@ -1,0 +1,64 @@
+"""Who is asking, may they, and where to: the decisions before anything is forwarded.
+
+Invariant: nobody gets past `admitted` anonymously on a site with an authenticator unless a plugin said `Allow`.  What a
+plugin raises, or answers with a wrong type, has ended the exchange before (`phases.first` fails closed).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from frontd.model.errors import Reason
+from frontd.model.messages import Exchange, Response
+from frontd.model.verdicts import Allow, Continue, Identity, Redirect, Refuse, UseHttp11
+from frontd.pipeline.phases import Phases, first, plugin_fault
+from frontd.pipeline.world import Destination, Site, World
+
+Answer = Response | Refuse | Continue | UseHttp11 | Redirect
+
+
+async def identified(exchange: Exchange, phases: Phases) -> Answer | None:
+    """Ask who it is; an answer when that ends the exchange, else `exchange.identity` is set or nobody has logged on."""
+    found = await first(phases.authenticate, exchange)
+    if isinstance(found, Identity):
+        exchange.identity = found
+        return None
+    return cast("Answer | None", found)
+
+
+async def admitted(exchange: Exchange, phases: Phases) -> Answer | None:
+    """None when they may come in.  An anonymous client on a site with an authenticator needs an `Allow`, and where the
+    rules forbid it is asked to log on."""
+    anonymous = exchange.identity is None and bool(phases.authenticate)
+    allowed = not anonymous
+    for hook in phases.authorize:
+        verdict = await first((hook,), exchange)
+        if isinstance(verdict, Allow):
+            allowed = True
+        elif isinstance(verdict, Refuse) and verdict.word is Reason.Forbidden and anonymous:
+            return Refuse(401, Reason.LogonRequired, log=verdict.log, substatus=verdict.substatus)
+        elif verdict is not None:
+            return cast("Answer", verdict)
+    return None if allowed else Refuse(401, Reason.LogonRequired)
+
+
+async def routed(exchange: Exchange, world: World, site: Site) -> tuple[Destination | None, Answer | None]:
+    """Where the request goes: what a plugin says, else what the routes say; or a plugin's redirect."""
+    request, phases = exchange.request, site.phases
+    for hook in phases.route:
+        chosen = await first((hook,), exchange)
+        if isinstance(chosen, Redirect):
+            return None, chosen
+        if chosen is not None:
+            try:
+                pool = world.pools.get(chosen) or world.ondemand.get(chosen)
+            except ValueError as error:
+                raise plugin_fault(exchange, hook.where, error) from error
+            exchange.route, exchange.pool = hook.where, pool.settings.name
+            return Destination(hook.where, pool=pool), None
+    destination = site.routes.match(request.path)
+    if destination is not None:
+        exchange.route = destination.route
+        if destination.pool is not None:
+            exchange.pool = destination.pool.settings.name
+    return destination, None

@@ -1,0 +1,147 @@
+"""Answers that are frontd's or a plugin's own, and what plugins may do to any answer on its way out.
+
+Invariant: whatever plugins did to the fields of an answer, its framing is ours and no field breaks out of its line.
+"""
+
+from __future__ import annotations
+
+from frontd.model.errors import FrontdError, Reason
+from frontd.model.headers import HOP_BY_HOP, Headers, bad_field
+from frontd.model.messages import Exchange, Response
+from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
+from frontd.net.traps import task_lane
+from frontd.pipeline.admission import Answer
+from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
+from frontd.pipeline.forward import Downstream
+from frontd.pipeline.phases import NO_PHASES, Phases, each_soft, first_soft, plugin_fault, tell
+from frontd.protocol.scan import ResponseHead
+
+
+async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Answer) -> None:
+    """Send what a plugin answered.  Raises `FrontdError` for what is answered with an error page."""
+    if isinstance(answer, Refuse):
+        raise FrontdError(
+            answer.word, detail=answer.log, hint=answer.hint, status=answer.status, retry_after=answer.retry_after,
+            substatus=answer.substatus, fields=Response(answer.status, answer.headers).headers.pairs(),
+        )  # fmt: skip
+    if isinstance(answer, UseHttp11):
+        if exchange.request.version == "1.1":
+            raise plugin_fault(exchange, "authenticate", TypeError("UseHttp11 for a request that is HTTP/1.1 already"))
+        raise FrontdError(Reason.Version_NS, hint="This needs HTTP/1.1.")
+    if isinstance(answer, Redirect):
+        answer = redirect_to(answer.url, answer.status)
+    elif isinstance(answer, Continue):
+        answer = Response(401, [(b"WWW-Authenticate", f"{answer.scheme} {answer.token}")], text="401 Unauthorized\n")
+    elif answer.status == 401 and b"www-authenticate" not in answer.headers:
+        challenge(exchange, phases, answer.headers)
+    if fault := bad_field(answer.headers):
+        raise plugin_fault(exchange, "answer", ValueError(fault))
+    await send_answer(exchange, down, phases, answer)
+
+
+def challenge(exchange: Exchange, phases: Phases, headers: Headers) -> None:
+    """Add the challenges of all authenticators of the site to a 401 (RFC 9110 15.5.2), in their order."""
+    for value in tell(phases.challenge, exchange, exchange.faults):
+        headers.add(b"WWW-Authenticate", value)
+
+
+async def refuse(exchange: Exchange, down: Downstream, error: FrontdError, phases: Phases = NO_PHASES) -> None:
+    """Answer with the error's page; where no answer is possible any more the client's connection will be cut."""
+    exchange.reason, exchange.detail, exchange.substatus = error.reason, error.detail, error.substatus
+    if error.status == 0 or not down.can_answer:
+        return
+    response = error_response(error, exchange.fields, exchange.number)
+    if response.status == 401:
+        challenge(exchange, phases, response.headers)
+    try:
+        await send_answer(exchange, down, phases, response)
+    except FrontdError as gone:  # the client left while it was told
+        exchange.detail = f"{error.detail} ({gone.reason.word} while answering)".lstrip()
+
+
+async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, response: Response) -> None:
+    """Send an answer that is whole."""
+    if phases.sees_response:
+        exchange.response = response
+        await rewritten(exchange, phases)
+    complete(response)
+    exchange.status = response.status
+    phrase = PHRASES.get(response.status, b"")
+    down.start(response.status, phrase, response.headers, close=not down.skip_body())
+    if response.body and exchange.method != "HEAD" and response.status not in BODYLESS:
+        down.send(response.body)
+    if not down.finish():
+        await task_lane()
+        await down.flush()
+
+
+async def rewritten(exchange: Exchange, phases: Phases) -> None:
+    """Let plugins change the answer; what cannot be sent that way is as it was before (this phase fails soft)."""
+    if not phases.rewrite_response:
+        return
+    response = exchange.response
+    status, headers, is_streamed = response.status, response.headers.copy(), response.body is None
+    await each_soft(phases.rewrite_response, exchange)
+    fault = bad_field(response.headers)
+    if not fault and is_streamed and response.body is not None:
+        fault, response.body = "the body of an app's answer is replaced in admit_response", None
+    if not fault and is_streamed and response.status != status and {response.status, status} & BODYLESS:
+        fault = f"the status {response.status} cannot stand before this body"
+    if not fault and response.status != status and response.status not in PHRASES:
+        fault = f"{response.status} is no status"
+    if fault:
+        exchange.faults.append(("rewrite_response", ValueError(fault)))
+        response.status, response.headers = status, headers
+
+
+# ---------------------------------------------------------------------------------------------------- the app's answer
+
+
+async def admit(exchange: Exchange, phases: Phases, head: ResponseHead, headers: Headers) -> Response | None:
+    """Show plugins the head of the app's answer; what one of them answers instead, or None."""
+    response = exchange.response = Response(head.status, headers, None, reason=head.reason)
+    faults = len(exchange.faults)
+    answer = await first_soft(phases.admit_response, exchange)
+    if len(exchange.faults) > faults:  # whoever failed may have been the one to forbid that it is kept
+        response.captures.clear()
+    assert answer is None or isinstance(answer, Response)
+    return answer
+
+
+def framed(headers: Headers, received: Headers) -> Headers:
+    """`headers` as plugins left them, with the framing of the answer that was received."""
+    headers.items = [item for item in headers.items if item[0] not in HOP_BY_HOP and item[0] != b"content-length"]
+    headers.items += [item for item in received.items if item[0] == b"content-length"]
+    return headers
+
+
+class Captured:
+    """The whole of an answer, collected while it passes, for whoever asked for it in `admit_response`."""
+
+    __slots__ = ("_headers", "_parts", "_response", "_size")
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._headers = response.headers.copy()  # as of now: what happens to them on their way out is not kept
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes) -> None:
+        """One part of the body has passed."""
+        self._size += len(part)
+        wants = self._response.captures
+        if wants and self._size > max(want.max_bytes for want in wants):
+            wants.clear()
+            self._parts.clear()
+        if wants:
+            self._parts.append(part)
+
+    def complete(self, exchange: Exchange) -> None:
+        """The answer is complete: hand out copies."""
+        body = b"".join(self._parts)
+        for want in self._response.captures:
+            if self._size <= want.max_bytes:
+                try:
+                    want.then(Response(self._response.status, self._headers.copy(), body, reason=self._response.reason))
+                except Exception as error:  # after forwarding, plugins fail soft
+                    exchange.faults.append(("capture", error))

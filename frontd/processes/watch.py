@@ -1,0 +1,110 @@
+"""Two eyes on plugins: files that have changed on disk, and a plugin that blocks the loop.
+
+How it works
+------------
+The loop bumps a number every `BEAT` seconds; a thread looks at it.  When the number has stood still for `BLOCKED` seconds the
+loop is in the middle of something, and the stack of its thread says of what: the innermost function that belongs to a plugin
+names the culprit.  Nothing of this is on the way of a request.
+
+Invariants
+----------
+* One block is told once, however long it lasts, and then again when it is over, with how long it took.
+* The thread is a daemon that only reads frames and writes to the log, which takes lines from any thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import trio
+
+from frontd.pipeline.discovery import Discovery
+from frontd.pipeline.phases import SPECS
+from frontd.pipeline.plugin import Plugin
+
+BEAT = 0.025  # s
+BLOCKED = 0.1  # s
+LOOK = 2.0  # s between two looks at files; a plugin author's save is told before they have switched windows
+
+
+async def watch_files(discovery: Discovery, remark: Callable[[str], None]) -> None:
+    """Remark once for each change of a loaded file: code is loaded at the start only."""
+    told: dict[Path, bytes] = {}
+    while True:
+        for path, digest in discovery.changed():
+            if told.get(path) != digest:
+                told[path] = digest
+                remark(f"plugin file {path} has changed on disk: restart frontd to load it")
+        await trio.sleep(LOOK)
+
+
+class Watchdog:
+    """Names the plugin that blocks the loop.  Made and run in the loop's thread."""
+
+    def __init__(self, plugins: Callable[[], Iterable[Plugin]], remark: Callable[[str], None]) -> None:
+        self._plugins = plugins
+        self._remark = remark
+        self._beats = 0
+        self._over = threading.Event()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        with self._thread():
+            while True:
+                self._beats += 1
+                await trio.sleep(BEAT)
+
+    @contextmanager
+    def _thread(self) -> Iterator[None]:
+        loop = threading.get_ident()
+        thread = threading.Thread(target=self._watch, args=(loop,), name="frontd plugin watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join(1.0)
+
+    def _watch(self, loop: int) -> None:
+        seen, since, culprit = -1, time.monotonic(), ""
+        while not self._over.wait(BEAT):
+            now = time.monotonic()
+            if self._beats != seen:
+                if culprit:
+                    self._remark(f"{culprit} let go of the loop after {(now - since) * 1000:.0f} ms")
+                seen, since, culprit = self._beats, now, ""
+            elif now - since >= BLOCKED and not culprit:
+                frame = sys._current_frames().get(loop)
+                culprit = self._culprit(frame) if frame is not None else ""
+                if culprit and frame is not None:
+                    self._remark(f"{culprit} blocks the loop for more than {BLOCKED * 1000:.0f} ms; it stands here:")
+                    for line in "".join(traceback.format_stack(frame, limit=-16)).splitlines():
+                        self._remark(line)
+
+    def _culprit(self, frame: FrameType | None) -> str:
+        """The plugin whose function is innermost on the stack, as ``plugin NAME.hook``; empty: none."""
+        by_code = {
+            code: f"plugin {plugin.name}.{name}"
+            for plugin in self._plugins()
+            for name, code in _functions(type(plugin))
+        }
+        while frame is not None:
+            if frame.f_code in by_code:
+                return by_code[frame.f_code]
+            frame = frame.f_back
+        return ""
+
+
+def _functions(plugin: type[Plugin]) -> Iterator[tuple[str, object]]:
+    for owner in plugin.__mro__[: plugin.__mro__.index(Plugin)]:
+        for name, value in vars(owner).items():
+            code = getattr(value, "__code__", None)
+            if code is not None and (name in SPECS or name in ("run", "prepare")):
+                yield name, code

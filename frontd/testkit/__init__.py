@@ -1,0 +1,1 @@
+"""Floor 7: the rooms behind `frontd.testing`, which is the only door to them."""

@@ -1,0 +1,156 @@
+"""What the response cache keeps, under which key, and what a request asks of it.
+
+Invariant: everything of a request that an app may go by, and that the cache allows, is in the key: site, scheme,
+authority, canonical path and query, and what a trusted proxy says of them.  A request with anything else that changes
+what it means (`OBSTACLES`) passes by.  The destination chooses among what is stored of one URL.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NamedTuple
+
+from frontd_plugins import freshness
+
+import frontd
+
+# site, scheme, authority as sent in lower case, path and query, what a trusted proxy says of the URL
+Url = tuple[str, str, bytes, str, tuple[bytes, ...]]
+Destination = tuple[str, str]  # route and pool
+
+# Fields of a request that make it another one than its URL says.  The last five have some apps answer for another
+# method or URL than the one on the request line, and that answer would be stored under this one.
+OBSTACLES = frozenset(
+    (
+        b"range", b"if-range", b"if-match", b"if-unmodified-since", b"upgrade", b"x-http-method-override",
+        b"x-http-method", b"x-method-override", b"x-original-url", b"x-rewrite-url",
+    )
+)  # fmt: skip
+_WISHES = frozenset((b"cache-control", b"pragma"))
+_CONDITIONS = frozenset((b"if-none-match", b"if-modified-since"))
+
+# What apps make links and redirects of; from anybody but a trusted proxy it does not reach them.
+_FORWARDED = (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix")
+_FOR_AND_BY = re.compile(rb'(?i)\b(?:for|by)=(?:"[^"]*"|[^;,"]*)')
+
+# Fields of one connection or of one client (RFC 9111 3.1, RFC 9110 11), which no answer that is kept has.
+# Content-Length and Age are made anew.
+NOT_KEPT = frozenset(
+    (
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"http2-settings", b"content-length", b"age",
+        b"set-cookie", b"set-cookie2", b"www-authenticate", b"authentication-info", b"persistent-auth",
+        b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization",
+        b"x-remote-user", b"x-remote-groups", b"x-auth-scheme",
+    )
+)  # fmt: skip
+_NEITHER_LETTER_NOR_DIGIT = re.compile(rb"[^a-z0-9]")
+
+# RFC 9110 15.4.5; the last two tell how the answer came about.  Last-Modified only stands in for a missing ETag.
+_IN_304 = frozenset(
+    (b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary", b"via", b"cache-status")
+)
+
+# Bytes that an entry and one of its fields take beside what they hold (tracemalloc on Python 3.11, rounded up).
+_ENTRY_COST = 768
+_FIELD_COST = 192
+
+
+class Entry:
+    """A stored answer.
+
+    `born` is when it was made, on trio's clock, and `lifetime` how many seconds it is fresh from then on; `tag` and
+    `modified` (seconds since the epoch) are its validators.
+    """
+
+    __slots__ = ("body", "born", "headers", "is_shared", "lifetime", "modified", "status", "tag")
+
+    def __init__(self, answer: frontd.Response, decision: freshness.Admission, asked: float) -> None:
+        """From a whole answer that was `asked` for at that moment of trio's clock."""
+        self.status = answer.status
+        self.headers = frontd.Headers(item for item in answer.headers if _is_kept(item[0]))
+        self.body = answer.body or b""
+        self.lifetime = decision.lifetime
+        self.is_shared = decision.is_shared
+        # RFC 9111 4.2.3: its age where it came from, and the time it was on its way, counted from the question
+        self.born = asked - freshness.initial_age(answer.headers)
+        self.tag = answer.headers.get(b"etag")
+        modified = frontd.read_date(answer.headers.get(b"last-modified"))
+        if modified is None:  # its Date stands in (RFC 9111 4.3.2)
+            modified = frontd.read_date(answer.headers.get(b"date"))
+        self.modified = sys.maxsize if modified is None else modified
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory it takes."""
+        return _ENTRY_COST + len(self.body) + sum(_FIELD_COST + 2 * len(n) + len(v) for n, _, v in self.headers)
+
+    def answer(self, request: frontd.Request, *, is_conditional: bool) -> frontd.Response:
+        """The answer to a GET or HEAD: 304 where the client's copy still holds."""
+        # the conditions of a request are about a 200 (RFC 9111 4.3.2)
+        if is_conditional and self.status == 200 and frontd.still_good(request.headers, self.tag, self.modified):
+            return frontd.Response(304, frontd.Headers(item for item in self.headers if self._guides_copies(item[0])))
+        return frontd.Response(self.status, self.headers.copy(), self.body)
+
+    def _guides_copies(self, name: bytes) -> bool:
+        return name in _IN_304 or (name == b"last-modified" and not self.tag)
+
+
+def _is_kept(name: bytes) -> bool:
+    """Whether a field is stored.  Names that CGI-style apps take for one another are one name here too."""
+    return name not in NOT_KEPT and _NEITHER_LETTER_NOR_DIGIT.sub(b"-", name) not in NOT_KEPT
+
+
+# ---------------------------------------------------------------------------------------------------- requests
+
+
+class Ask(NamedTuple):
+    """What a GET or HEAD asks for beside its URL; `obstacle` is the word for why it passes by the cache."""
+
+    obstacle: str
+    wishes: freshness.Wishes
+    is_conditional: bool
+
+
+def ask_of(request: frontd.Request) -> Ask:
+    """What the fields of a GET or HEAD ask for."""
+    names = {item[0] for item in request.headers}
+    obstacle = ""
+    if request.has_body:
+        obstacle = "body"
+    elif not names.isdisjoint(OBSTACLES):
+        obstacle = min(names & OBSTACLES).decode()
+    elif b"translate" in names and request.headers.get(b"translate").lower() == b"f":  # WebDAV: the source, please
+        obstacle = "translate"
+    wishes = freshness.NO_WISHES if names.isdisjoint(_WISHES) else freshness.wishes(request.headers)
+    return Ask(obstacle, wishes, not names.isdisjoint(_CONDITIONS))
+
+
+def url_of(exchange: frontd.Exchange) -> Url:
+    """What an exchange asks for.  The authority is as sent: an app sees its port, and makes links of it."""
+    request = exchange.request
+    said = _said_by_proxy(request.headers) if exchange.client.is_trusted_proxy else ()
+    return exchange.site, request.scheme, request.authority.lower(), request.uri, said
+
+
+def _said_by_proxy(headers: frontd.Headers) -> tuple[bytes, ...]:
+    """What a trusted proxy says of the URL, without whom it says it of."""
+    fields = [b",".join(headers.get_all(name)) for name in _FORWARDED]
+    return *fields, _FOR_AND_BY.sub(b"", b",".join(headers.get_all(b"forwarded")))
+
+
+def url_size(url: Url) -> int:
+    """Bytes of the texts in `url` that requests choose."""
+    _, _, authority, uri, said = url
+    return len(authority) + len(uri) + sum(map(len, said))
+
+
+def is_personal(exchange: frontd.Exchange) -> bool:
+    """Whether the request says who is asking, to frontd or to the app."""
+    tls = exchange.client.tls
+    return (
+        exchange.identity is not None
+        or (tls is not None and tls.certificate is not None)
+        or b"authorization" in exchange.request.headers
+    )

@@ -1,0 +1,341 @@
+"""Basic authentication (RFC 7617) against a file of users.
+
+How it works
+------------
+`authenticate` answers at once whatever it can: a password that was proved right a moment ago, credentials that cannot
+be right, a guesser who has to wait.  What is left has to be hashed, which takes 50 ms and more on purpose, and is
+answered by a coroutine.  Hashing happens in threads: one fewer than there are cores for the whole process, of low
+priority, so that the loop, which serves everybody else, gets its core whenever it wants it.  Logons wait for such a
+thread in line; beyond `queue` of them the answer is 503 ``LogonBusy``.
+
+A right password is remembered for `cache_ttl` under an HMAC-SHA256 whose key is made anew in every process, over the
+site, the realm, the user, the stored hash and the password: so nothing that is remembered is of use outside of the
+process, and a line that is changed or removed is no longer found, at once.  Wrong passwords are not remembered.
+
+How often somebody may guess, and why nobody can lock anybody else out, is told in `_throttle`.
+
+Invariants
+----------
+* Whoever gets in has a line in the file as it was last read, with the hash that the password was checked against.
+* For one key there is never more than one hash in work: who comes with the same logon meanwhile waits for its outcome,
+  and takes over when the first one leaves before there is one.
+* A name that is not in the file goes the same way as a wrong password: counted, queued, hashed, and refused alike.
+* Only a guess that turned out right is taken from the count again; one that was broken off stays counted.
+* A file that cannot be read any more, or has a bad line, changes nothing: the users read before stay, and it is
+  remarked once.  A file without users is not bad; it lets nobody in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import math
+import os
+import re
+import secrets
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trio
+from frontd_plugins import _passwords as passwords
+from frontd_plugins._throttle import Throttle
+from pydantic import Field, field_validator
+
+import frontd
+
+POLL = 1.0  # s between two looks at the users file
+REMEMBERED = 10_000  # right passwords: about 3 MB; the one that was used longest ago is forgotten
+NICE = 10  # of hashing threads: about a tenth of the weight of the loop (sched(7))
+
+_KEY = secrets.token_bytes(32)  # of the process: what is remembered means nothing elsewhere
+
+
+def cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use: by affinity, and by the quota of its container (cgroup v2); at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return allowed
+
+
+THREADS = trio.CapacityLimiter(max(1, cores() - 1))  # of all instances together: they share the cores
+
+
+class Account(NamedTuple):
+    """A user: the stored hash, and the identity that a right password gives."""
+
+    stored: str
+    identity: frontd.Identity
+
+
+class Flight:
+    """A hash in work: `is_right` is None until it is known, or for ever when it was broken off."""
+
+    __slots__ = ("done", "is_right")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.is_right: bool | None = None
+
+
+class Attempt(NamedTuple):
+    """A logon: what was sent, what to check it against, the key under which it is remembered, where it came from."""
+
+    user: str
+    password: str
+    stored: str
+    key: bytes
+    address: str
+
+
+class Basic(frontd.Plugin):
+    """Asks for a user name and a password, and checks them against a file."""
+
+    name = "basic"
+    scheme = "Basic"
+
+    class Settings(frontd.Settings):
+        """What may stand under ``basic:``."""
+
+        users: frontd.File = Field(
+            description="File of lines `user:hash` or `user:hash:group,group`; bcrypt or argon2id, written by "
+            "`frontd passwd`. Read again within a second or two of a change."
+        )
+        realm: str = Field(
+            "", max_length=255, description="What clients are told that the logon is for. Default: the site's name."
+        )
+        allow_http: bool = Field(
+            False,
+            description="Whether passwords may come over plain http, where everybody on the way can read them. If not, "
+            "plain requests get 403.4, as with IIS's requireSSL. RFC 7617 4 wants TLS.",
+        )
+        cache_ttl: frontd.Duration = Field(
+            60.0,
+            description="For how long a right password is remembered instead of hashed again; 0s: never. Apache's "
+            "AuthnCacheTimeout is 300s; shorter here, since it costs one hash.",
+        )
+        queue: int = Field(
+            64,
+            ge=0,
+            description="How many logons may wait for a hashing thread; the next one gets 503. No precedent: 64 of "
+            "50 ms are about 3 s, after which people press reload.",
+        )
+        failures_per_user: frontd.CountOrNone = Field(
+            10,
+            ge=1,
+            description="Wrong passwords for one user from one address in each `failure_window`; then 429. Windows 11 "
+            "locks an account after 10.",
+        )
+        failures_per_address: frontd.CountOrNone = Field(
+            100,
+            ge=1,
+            description="Wrong passwords from one address (IPv6: one /64) in each `failure_window`; then 429. NIST SP "
+            "800-63B 5.2.2 stops at 100.",
+        )
+        failure_window: frontd.Duration = Field(
+            60.0,
+            gt=0,
+            description="The time for both. Windows waits for 10 minutes; 1 minute here, since a password hashed with "
+            "bcrypt does not fall to 10 guesses a minute, and people mistype.",
+        )
+
+        @field_validator("realm")
+        @classmethod
+        def _plain(cls, realm: str) -> str:
+            if re.search(r"[\x00-\x1f\x7f-\x9f]", realm):
+                raise ValueError("a realm has no control characters")
+            return realm
+
+    settings: Settings
+
+    @classmethod
+    def check(cls, settings: Any, site: frontd.SiteFacts) -> Iterable[str]:
+        """Passwords that would be readable, and whatever is wrong with the users file."""
+        plain = [str(url) for url in site.urls if url.scheme != "https"]
+        if site.name and plain and not settings.allow_http:
+            yield (
+                f"over http everybody on the way can read passwords, and this site has {plain[0]}: "
+                'serve it over https only, or say "allow_http: true"'
+            )
+        try:
+            passwords.read(settings.users)
+        except passwords.BadUsers as error:
+            yield from error.sentences
+
+    def prepare(self) -> None:
+        """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
+        limits = self.settings
+        self._take(passwords.read(limits.users))
+        self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)
+        self._right: OrderedDict[bytes, float] = OrderedDict()  # until when (s of trio's clock), oldest use first
+        self._flights: dict[bytes, Flight] = {}
+
+    def _take(self, users: passwords.Users) -> None:
+        self._users = users
+        self._stamp: passwords.Stamp | None = users.stamp
+        self._accounts = {
+            name: Account(record.stored, frontd.Identity(name, record.groups, scheme="Basic"))
+            for name, record in users.records.items()
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Read the users file again whenever it has changed."""
+        task_status.started()
+        while True:
+            await trio.sleep(POLL)
+            await self._look_again()
+
+    async def _look_again(self) -> None:
+        # In threads: the file may lie on a network drive that does not answer
+        path = self.settings.users
+        stamp = await trio.to_thread.run_sync(passwords.stamp_of, path, abandon_on_cancel=True)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            users = await trio.to_thread.run_sync(passwords.read, path, abandon_on_cancel=True)
+        except passwords.BadUsers as error:
+            self.remark(f"{error}; the users that were read before stay")
+        else:
+            self._take(users)
+            self.remark(f"{path}: read again, users: {len(users.records)}")
+
+    # ---------------------------------------------------------------------------------------------- hooks
+
+    def challenge(self, exchange: frontd.Exchange) -> str | None:
+        """``Basic realm="…", charset="UTF-8"`` (RFC 7617 2.1); nothing where the password would be readable."""
+        if self._is_readable(exchange):
+            return None
+        realm = re.sub(r'(["\\])', r"\\\1", self._realm(exchange))  # quoted-string, RFC 9110 5.6.4
+        return f'Basic realm="{realm}", charset="UTF-8"'
+
+    def authenticate(
+        self, exchange: frontd.Exchange
+    ) -> frontd.Identity | frontd.Refuse | Coroutine[Any, Any, frontd.Identity | frontd.Refuse] | None:
+        """The user whose password was sent.
+
+        Refuses with 401 ``LogonFailed``, 403 ``TlsRequired`` (IIS 403.4), 429 ``LogonThrottled`` (RFC 6585 4) and 503
+        ``LogonBusy``.
+        """
+        scheme, token = exchange.request.credentials
+        if scheme is not None and scheme != "basic":
+            return None
+        if self._is_readable(exchange):  # also without credentials: a challenge would only ask for them
+            return frontd.Refuse(403, "TlsRequired", substatus=4)
+        if token is None:
+            return None
+        try:
+            user, password = passwords.credentials(token)
+        except ValueError as error:
+            return frontd.Refuse(401, "LogonFailed", log=str(error))
+        account = self._accounts.get(user)
+        stored = account.stored if account is not None else self._users.decoy(user)
+        parts = exchange.site, self._realm(exchange), user, stored, password
+        attempt = Attempt(user, password, stored, _digest(*parts), exchange.client.address)
+        if account is not None and self._remembers(attempt):
+            return account.identity
+        if attempt.key not in self._flights and (refusal := self._refusal(attempt)):
+            return refusal
+        return self._check(attempt)
+
+    def _is_readable(self, exchange: frontd.Exchange) -> bool:
+        """Whether passwords would be readable on the way, and the site does not say that they may."""
+        return exchange.request.scheme != "https" and not self.settings.allow_http
+
+    def _realm(self, exchange: frontd.Exchange) -> str:
+        return self.settings.realm or exchange.site
+
+    # ---------------------------------------------------------------------------------------------- a logon
+
+    def _remembers(self, attempt: Attempt) -> bool:
+        until = self._right.get(attempt.key)
+        if until is None:
+            return False
+        now = trio.current_time()
+        if until <= now:
+            del self._right[attempt.key]
+            return False
+        self._right.move_to_end(attempt.key)
+        return not self._throttle.is_shut(attempt.user, attempt.address, now)
+
+    def _refusal(self, attempt: Attempt) -> frontd.Refuse | None:
+        """Why nothing can be hashed now."""
+        now = trio.current_time()
+        wait = self._throttle.wait(attempt.user, attempt.address, now)
+        if wait:
+            self._throttle.refuse(attempt.user, attempt.address, now)
+            return frontd.Refuse(429, "LogonThrottled", retry_after=math.ceil(wait))
+        if THREADS.available_tokens < 1 and THREADS.statistics().tasks_waiting >= self.settings.queue:
+            return frontd.Refuse(503, "LogonBusy", log=f"{self.settings.queue} logons wait", retry_after=1)
+        return None
+
+    async def _check(self, attempt: Attempt) -> frontd.Identity | frontd.Refuse:
+        flight = self._flights.get(attempt.key)
+        while flight is not None:
+            await flight.done.wait()
+            if flight.is_right is not None:
+                return self._verdict(attempt, flight.is_right)
+            flight = self._flights.get(attempt.key)  # the first one has left: another has taken over, or I do
+        if refusal := self._refusal(attempt):
+            return refusal
+        self._throttle.guess(attempt.user, attempt.address, trio.current_time())
+        flight = self._flights[attempt.key] = Flight()
+        try:
+            flight.is_right = await trio.to_thread.run_sync(_hash, attempt.stored, attempt.password, limiter=THREADS)
+        except MemoryError as error:
+            return frontd.Refuse(503, "LogonBusy", log=str(error), retry_after=1)
+        finally:
+            del self._flights[attempt.key]
+            flight.done.set()
+        if flight.is_right:
+            self._throttle.forgive(attempt.user, attempt.address)
+            self._remember(attempt)
+        return self._verdict(attempt, flight.is_right)
+
+    def _remember(self, attempt: Attempt) -> None:
+        if self.settings.cache_ttl:
+            self._right[attempt.key] = trio.current_time() + self.settings.cache_ttl
+            while len(self._right) > REMEMBERED:
+                self._right.popitem(last=False)
+
+    def _verdict(self, attempt: Attempt, is_right: bool) -> frontd.Identity | frontd.Refuse:
+        account = self._accounts.get(attempt.user)
+        if account is None:  # the name is not shown: it may be a password in the wrong field
+            return frontd.Refuse(401, "LogonFailed", log="there is no such user")
+        if is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
+            return account.identity
+        return frontd.Refuse(401, "LogonFailed", log=f"the password for {attempt.user} is wrong")
+
+
+def _digest(*parts: str) -> bytes:
+    """The key under which a logon is remembered: each part with its length before it, so none runs into another."""
+    encoded = [part.encode() for part in parts]
+    return hmac.digest(_KEY, b"".join([b"%d:%b" % (len(part), part) for part in encoded]), "sha256")
+
+
+def _hash(stored: str, password: str) -> bool:
+    """`verify` in a thread of its own and of low priority.
+
+    Not in the thread that asks: that one is trio's and serves others afterwards, and an unprivileged process cannot
+    raise its priority again.  Starting one takes 0.1 ms.  argon2's own threads inherit the priority.
+    """
+    outcome: Future[bool] = Future()
+
+    def work() -> None:
+        if sys.platform == "linux":  # where a priority belongs to a thread (setpriority(2), NOTES)
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        try:
+            outcome.set_result(passwords.verify(stored, password))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="frontd basic", daemon=True).start()
+    return outcome.result()
