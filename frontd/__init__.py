@@ -51,7 +51,7 @@ _HOME = {
     "Secret": "config.leaves", "Size": "config.leaves", "Settings": "config.plugins", "SiteFacts": "config.plugins",
     "FrontdError": "model.errors", "Reason": "model.errors", "Headers": "model.headers", "Client": "model.messages",
     "Exchange": "model.messages", "Request": "model.messages", "Response": "model.messages",
-    "PathTable": "model.urlprefix", "canonical_prefix": "model.urlprefix", "path_readings": "model.readings",
+    "path_readings": "model.readings", "PathTable": "model.urlprefix", "canonical_prefix": "model.urlprefix",
     "unescaped": "model.readings", "Allow": "model.verdicts", "Continue": "model.verdicts",
     "Identity": "model.verdicts", "Redirect": "model.verdicts", "Refuse": "model.verdicts",
     "UseHttp11": "model.verdicts", "Context": "pipeline.plugin", "Plugin": "pipeline.plugin",

@@ -9,7 +9,8 @@ Two kinds of hash are accepted: bcrypt (``$2a$``, ``$2b$``, ``$2y$``) and argon2
 that a stolen file is as good as the passwords, and are errors which name the line.
 
 Names, passwords and groups are compared in NFC, since keyboards differ in how they compose an ``é`` (RFC 7617 2.1).
-Nothing here puts a hash or a password into an error, and a name only where the line is sure to begin with one.
+Nothing here puts a hash or a password into an error, nor what stands for a name in a line that cannot be used: in one
+that was broken in two, it is half of a hash.
 """
 
 from __future__ import annotations
@@ -341,13 +342,13 @@ def _record(path: Path, line: str) -> Record | None:
         raise ValueError("a line is user:hash or user:hash:group,group, and this one has no colon")
     if wrong := bad_user(name):
         raise ValueError(wrong)
-    remedy = f"make it anew with: frontd passwd {_quoted(path)} {shlex.quote(name)}"
     try:
         _check_hash(rest[0])
     except ValueError as error:
-        raise ValueError(f"what stands for {name} {error}; {remedy}") from None
+        remedy = f"make the line anew with: frontd passwd {_quoted(path)} USER"
+        raise ValueError(f"what follows the name {error}; {remedy}") from None
     if len(rest) > 2:
-        raise ValueError(f"too many colons in the line of {name}; it is user:hash or user:hash:group,group")
+        raise ValueError("too many colons; a line is user:hash or user:hash:group,group")
     return Record(name, rest[0], groups_of(rest[1]) if len(rest) == 2 else ())
 
 

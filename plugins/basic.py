@@ -109,38 +109,40 @@ class Basic(frontd.Plugin):
             "`frontd passwd`. Read again within a second or two of a change."
         )
         realm: str = Field(
-            "", max_length=255, description="What clients are told that the logon is for. Default: the site's name."
+            default="",
+            max_length=255,
+            description="What clients are told that the logon is for. Default: the site's name.",
         )
         allow_http: bool = Field(
-            False,
+            default=False,
             description="Whether passwords may come over plain http, where everybody on the way can read them. If not, "
             "plain requests get 403.4, as with IIS's requireSSL. RFC 7617 4 wants TLS.",
         )
         cache_ttl: frontd.Duration = Field(
-            60.0,
+            default=60.0,
             description="For how long a right password is remembered instead of hashed again; 0s: never. Apache's "
             "AuthnCacheTimeout is 300s; shorter here, since it costs one hash.",
         )
         queue: int = Field(
-            64,
+            default=64,
             ge=0,
             description="How many logons may wait for a hashing thread; the next one gets 503. No precedent: 64 of "
             "50 ms are about 3 s, after which people press reload.",
         )
         failures_per_user: frontd.CountOrNone = Field(
-            10,
+            default=10,
             ge=1,
             description="Wrong passwords for one user from one address in each `failure_window`; then 429. Windows 11 "
             "locks an account after 10.",
         )
         failures_per_address: frontd.CountOrNone = Field(
-            100,
+            default=100,
             ge=1,
             description="Wrong passwords from one address (IPv6: one /64) in each `failure_window`; then 429. NIST SP "
             "800-63B 5.2.2 stops at 100.",
         )
         failure_window: frontd.Duration = Field(
-            60.0,
+            default=60.0,
             gt=0,
             description="The time for both. Windows waits for 10 minutes; 1 minute here, since a password hashed with "
             "bcrypt does not fall to 10 guesses a minute, and people mistype.",
@@ -237,8 +239,8 @@ class Basic(frontd.Plugin):
             return frontd.Refuse(401, "LogonFailed", log=str(error))
         account = self._accounts.get(user)
         stored = account.stored if account is not None else self._users.decoy(user)
-        parts = exchange.site, self._realm(exchange), user, stored, password
-        attempt = Attempt(user, password, stored, _digest(*parts), exchange.client.address)
+        key = _digest(exchange.site, self._realm(exchange), user, stored, password)
+        attempt = Attempt(user, password, stored, key, exchange.client.address)
         if account is not None and self._remembers(attempt):
             return account.identity
         if attempt.key not in self._flights and (refusal := self._refusal(attempt)):
@@ -314,10 +316,11 @@ class Basic(frontd.Plugin):
         return frontd.Refuse(401, "LogonFailed", log=f"the password for {attempt.user} is wrong")
 
 
-def _digest(*parts: str) -> bytes:
-    """The key under which a logon is remembered: each part with its length before it, so none runs into another."""
-    encoded = [part.encode() for part in parts]
-    return hmac.digest(_KEY, b"".join([b"%d:%b" % (len(part), part) for part in encoded]), "sha256")
+def _digest(site: str, realm: str, user: str, stored: str, password: str) -> bytes:
+    """The key under which a logon is remembered: each part behind its length, so that none runs into another."""
+    where = f"{len(site)}:{site}{len(realm)}:{realm}"
+    who = f"{len(user)}:{user}{len(stored)}:{stored}{len(password)}:{password}"
+    return hmac.digest(_KEY, (where + who).encode(), "sha256")
 
 
 def _hash(stored: str, password: str) -> bool:

@@ -18,28 +18,35 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: the modules of each folder in the order in which they may use each other.
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
-    0: {"model": ("addresses", "errors", "headers", "verdicts", "messages", "urlprefix")},
+    0: {
+        "model": (
+            "addresses", "errors", "headers", "verdicts", "messages", "urlprefix", "readings", "conditions", "mediatypes",
+        ),
+    },
     1: {
         "config": (
             "places", "units", "problems", "marks", "interpolate", "leaves", "plugins", "target", "model", "effective",
-            "fill", "certificates", "pluginlist", "build", "checks", "schema", "load", "docs",
+            "fill", "certificates", "listening", "pluginlist", "build", "checks", "schema", "load", "docs",
         ),
         "protocol": ("scan", "h1", "hello"),
     },
     2: {"net": ("traps", "streams", "peek", "tls")},
     3: {"upstream": ("client", "balance", "queue", "pool", "ondemand")},
-    4: {"pipeline": (
-            "accesslog", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery", "world", "answers",
-            "forward", "admission", "reply", "files", "tunnel", "serve",
-        )},
+    4: {
+        "pipeline": (
+            "accesslog", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery", "world",
+            "answers", "forward", "admission", "reply", "files", "tunnel", "serve",
+        ),
+    },
     5: {"lanes": ("hangup", "service", "requests", "downstream", "connection", "listener")},
     6: {"processes": ("plugins", "runtime", "front", "explain", "control", "watch", "solo")},
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_world", "demo_lines", "demo_show",
-            "demo", "root",
+            "demo", "passwd", "plugins", "plugin_new", "root",
         ),
+        "testkit": ("loop", "messages", "app", "client", "record", "document", "stage"),
     },
 }  # fmt: skip
 
@@ -47,7 +54,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
 LONG: dict[str, str] = {}
 LONGEST = 500
 
-ENTRY = "frontd.__main__"  # above everything
+ENTRIES = ("frontd.testing", "frontd.__main__")  # above everything
 LAZY = re.compile(r"(frontd(?:\.\w+)+):\w+")
 
 Place = tuple[int, str, int]  # floor, folder, position in the folder
@@ -55,7 +62,7 @@ Place = tuple[int, str, int]  # floor, folder, position in the folder
 
 def places() -> dict[str, Place]:
     """Where every module stands; a folder itself is its own first room."""
-    found: dict[str, Place] = {ENTRY: (8, "", 0)}
+    found: dict[str, Place] = {name: (8, "", at) for at, name in enumerate(ENTRIES)}
     for floor, folders in FLOORS.items():
         for folder, modules in folders.items():
             found[f"frontd.{folder}"] = (floor, folder, -1)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from frontd.cli.common import config_option, count, file_argument, print_problems, read_config
+from frontd.cli.common import config_option, count, discovery, file_argument, print_problems, read_config
 from frontd.cli.controlclient import fetch, find_socket, socket_option
 
 
@@ -21,7 +21,7 @@ def check(config: str | None, schema: bool) -> None:
     if schema:
         from frontd.config.load import schema as json_schema
 
-        click.echo(json.dumps(json_schema(), indent=2))
+        click.echo(json.dumps(json_schema(discovery().everything(None)), indent=2))
         return
     loaded = read_config(config)
     print_problems(loaded.warnings)

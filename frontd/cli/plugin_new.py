@@ -231,13 +231,17 @@ def write(files: dict[Path, str]) -> None:
     there = [path for path in files if os.path.lexists(path)]
     if there:
         raise Failure(f"{there[0]} exists; it is not overwritten")
+    written: list[Path] = []
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8") as file:
+                written.append(path)
                 file.write(text)
     except OSError as error:
-        raise Failure(f"cannot write {error.filename}: {error.strerror}") from None
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise Failure(f"cannot write {error.filename or path}: {error.strerror}") from None
 
 
 def next_steps(name: str, directory: Path, settings: str) -> str:

@@ -57,6 +57,9 @@ class LazyGroup(click.Group):
         "reload": "frontd.cli.live:reload",
         "healthcheck": "frontd.cli.live:healthcheck",
         "show": "frontd.cli.root:show",
+        "plugins": "frontd.cli.plugins:plugins",
+        "plugin": "frontd.cli.plugin_new:plugin",
+        "passwd": "frontd.cli.passwd:passwd",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -14,6 +14,7 @@ from typing import Any
 from frontd.config import places
 from frontd.config.fill import Room, check_keys, complain, fill, section
 from frontd.config.leaves import File, Network
+from frontd.config.listening import derived_listeners, listener
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.model import (
     Cache,
@@ -38,8 +39,8 @@ from frontd.config.model import (
 from frontd.config.pluginlist import plugin_list, words_in
 from frontd.config.plugins import NO_PLUGINS, Catalogue, PluginEntry
 from frontd.config.problems import Mark
-from frontd.config.units import Scalar, address_and_port, clip, text
-from frontd.model.urlprefix import DEFAULT_PORTS, UrlPrefix, canonical_prefix, path_key
+from frontd.config.units import Scalar, clip, text
+from frontd.model.urlprefix import UrlPrefix, canonical_prefix, path_key
 
 _TOP = Mark()
 _PER_SITE: tuple[tuple[str, type[Limits] | type[Timeouts]], ...] = (("limits", Limits), ("timeouts", Timeouts))
@@ -439,59 +440,11 @@ def _listen(room: Room, node: Node | None, draft: Draft) -> None:
         draft.listen = derived_listeners(draft.sites)
         return
     for name, value in values.values.items():
-        listener = _listener(room, name, value)
-        if listener is None:
+        one = listener(room, name, value)
+        if one is None:
             draft.listeners_known = False
         else:
-            draft.listen[name] = listener
-
-
-def _listener(room: Room, name: str, node: Node) -> Listen | None:
-    implied = name if name in DEFAULT_PORTS else None
-    if isinstance(node, ScalarNode):
-        if node.broken:
-            return None
-        if node.is_null:
-            complain(room, node, "the key has no value", "write a port, or leave the key out")
-            return None
-        try:
-            address, port = address_and_port(node.scalar)
-        except ValueError as error:
-            complain(room, node, str(error))
-            return None
-        if implied is None:
-            complain(
-                room,
-                node,
-                "a listener that is not named http or https needs its kind",
-                f"write   {name}: {{kind: https, port: {port}}}",
-            )
-            return None
-        return Listen(name=name, kind="http" if implied == "http" else "https", address=address, port=port)
-    values = section(room, node)
-    if values is None:
-        return None
-    kind = values.values.get("kind")
-    if implied is None:
-        return fill(room, Listen, values, {"name": name})
-    if isinstance(kind, ScalarNode) and kind.scalar in DEFAULT_PORTS and kind.scalar != implied:
-        complain(room, kind, f"a listener named {name} is of kind {name}", "give the listener another name")
-        return None
-    return fill(room, Listen, values, {"name": name} if kind is not None else {"name": name, "kind": implied})
-
-
-def derived_listeners(sites: Mapping[str, Site]) -> dict[str, Listen]:
-    """The listeners that the sites' URLs ask for, and http on 80 where something is to be redirected from there."""
-    wanted = sorted({(url.scheme, url.port) for site in sites.values() for url in site.urls})
-    redirects = any(url.scheme == "https" for site in sites.values() if site.redirect_http for url in site.urls)
-    if redirects and not any(scheme == "http" for scheme, _ in wanted):
-        wanted.insert(0, ("http", 80))
-    found: dict[str, Listen] = {}
-    for scheme, port in wanted:
-        only = port == DEFAULT_PORTS[scheme] or [s for s, _ in wanted].count(scheme) == 1
-        name = scheme if only else f"{scheme}-{port}"
-        found[name] = Listen(name=name, kind="http" if scheme == "http" else "https", port=port)
-    return found
+            draft.listen[name] = one
 
 
 # ---------------------------------------------------------------------------------------------------- the rest

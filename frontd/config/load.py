@@ -47,8 +47,8 @@ def load(
 ) -> Loaded:
     """Read the file `path`; ``-`` is standard input.
 
-    Raises `ConfigProblems`, also when the file cannot be read.  `discover` finds the plugins; `container` and `mountinfo` are found out when left
-    out.
+    Raises `ConfigProblems`, also when the file cannot be read.  `discover` finds the plugins; `container` and
+    `mountinfo` are found out when left out.
     """
     standard_input = str(path) == "-"
     name = "<stdin>" if standard_input else str(path)

@@ -469,7 +469,9 @@ class Config(Part):
         default=(),
         description="Networks whose `X-Forwarded-*` and `Forwarded` are believed; none (as Caddy and Traefik).",
     )
-    plugins: Entries = Field(default=(), description="Plugins of every site, asked in this order before the site's own.")
+    plugins: Entries = Field(
+        default=(), description="Plugins of every site, asked in this order before the site's own."
+    )
     plugins_dir: File | None = Field(
         default=None, description="Directory with plugins of your own, one or more in each `*.py` file; left out: none."
     )

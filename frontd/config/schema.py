@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from frontd.config.model import Config
+from frontd.config.plugins import NO_PLUGINS, Catalogue
 
 _STRING = {"type": "string"}
 _TOLERATED_NULL = {"type": "null"}
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of ``frontd.yaml``."""
+def schema(catalogue: Catalogue = NO_PLUGINS) -> dict[str, Any]:
+    """The JSON Schema of ``frontd.yaml``, with the settings of the plugins of `catalogue`."""
     made = Config.model_json_schema(mode="validation", ref_template="#/definitions/{model}")
     definitions: dict[str, Any] = made.pop("$defs")
     for name, model in definitions.items():
@@ -39,6 +40,7 @@ def schema() -> dict[str, Any]:
     port = {"type": "integer", "minimum": 0, "maximum": 65535}
     definitions["Listen"] = {"anyOf": [port, *_or(listen, _STRING, "A port, or address:port.")["anyOf"]]}
     definitions["Pool"] = _or(definitions["Pool"], _STRING, "The only target of the pool.")
+    definitions["Plugin"] = _plugins(catalogue, definitions)
     definitions["LogFile"] = _or(definitions["LogFile"], _STRING, "Where lines go.")
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -46,6 +48,23 @@ def schema() -> dict[str, Any]:
         **{key: value for key, value in made.items() if key != "title"},
         "definitions": definitions,
     }
+
+
+def _plugins(catalogue: Catalogue, definitions: dict[str, Any]) -> dict[str, Any]:
+    """One entry of a list of plugins; of those that are not in the catalogue, nothing is known but their shape."""
+    known: list[dict[str, Any]] = []
+    for name, kind in sorted(catalogue.kinds.items()):
+        settings = kind.settings.model_json_schema(mode="validation", ref_template=f"#/definitions/{name}.{{model}}")
+        definitions |= {f"{name}.{model}": inner for model, inner in settings.pop("$defs", {}).items()}
+        settings.pop("title", None)
+        options = [settings, _TOLERATED_NULL]
+        if kind.settings.shorthand:
+            options.append(settings["properties"][kind.settings.shorthand])
+        known.append({"type": "object", "properties": {name: {"anyOf": options}}, "required": [name],
+                      "additionalProperties": False})  # fmt: skip
+    words = sorted(catalogue.kinds)
+    other = {"type": "object", "minProperties": 1, "maxProperties": 1, "propertyNames": {"not": {"enum": words}}}
+    return {"anyOf": [_STRING, *known, other], "description": "A plugin; a bare word when it needs no settings."}
 
 
 def _or(model: dict[str, Any], short: dict[str, Any], description: str) -> dict[str, Any]:
@@ -58,6 +77,8 @@ def _tidy(name: str, model: dict[str, Any]) -> None:
     if name in ("Listen", "Site", "Pool"):
         properties.pop("name", None)
         model["required"] = [key for key in model.get("required", []) if key != "name"]
+    if "plugins" in properties:
+        properties["plugins"]["items"] = {"$ref": "#/definitions/Plugin"}
     for key, value in properties.items():
         value.pop("title", None)
         options = [option for option in value.pop("anyOf", []) if option != _TOLERATED_NULL]

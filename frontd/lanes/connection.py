@@ -39,7 +39,8 @@ from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
 from frontd.net.traps import carry
 from frontd.pipeline.answers import PHRASES, error_response
 from frontd.pipeline.forward import reported_client
-from frontd.pipeline.phases import Phases, tell
+from frontd.pipeline.phases import Hook, Phases, tell
+from frontd.pipeline.plugin import Plugin
 from frontd.pipeline.reply import refuse
 from frontd.pipeline.serve import serve
 from frontd.pipeline.world import Site, SiteState, World
@@ -70,8 +71,8 @@ class Connection:
     """One accepted socket and everything that is true for as long as it lives."""
 
     __slots__ = (
-        "client", "door", "down", "http", "hung_up", "idle", "leaving", "scope", "service", "sock", "state", "stream",
-        "used",
+        "client", "closers", "door", "down", "http", "hung_up", "idle", "leaving", "scope", "service", "sock", "state",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
@@ -88,7 +89,7 @@ class Connection:
         self.hung_up = False
         self.leaving = False  # after the answer that is being given
         self.state: SiteState | None = None  # of the site this connection counts for
-        self.used: dict[Phases, None] = {}  # of sites with plugins that want to know when it ends
+        self.closers: dict[Plugin, Hook] = {}  # plugins that want to know when it ends
 
     def use(self, stream: Stream) -> None:
         """Go on with `stream`, TLS on the same socket."""
@@ -139,8 +140,7 @@ class Connection:
     def tell_plugins(self) -> None:
         """The connection has ended."""
         faults: list[tuple[str, Exception]] = []
-        for phases in self.used:
-            tell(phases.client_closed, self.client, faults)
+        tell(tuple(self.closers.values()), self.client, faults)
         for where, error in faults:
             self.service.log_fault(where, error)
 
@@ -196,7 +196,7 @@ async def converse(connection: Connection) -> None:
     if connection.door.proxy_protocol:
         await read_proxy(connection, deadline)
     if connection.service.world.server.accept_client:
-        await accept(connection)
+        await accept(connection, deadline)
     if not await open_stream(connection, deadline):
         return
     stream = connection.stream
@@ -225,15 +225,16 @@ async def read_proxy(connection: Connection, deadline: float) -> None:
         )
 
 
-async def accept(connection: Connection) -> None:
+async def accept(connection: Connection, deadline: float) -> None:
     """Ask the server's plugins whether this client may come in; one that fails lets nobody in.
 
     Raises `FrontdError` for a refusal, of which a plain client has been told then.
     """
     phases = connection.service.world.server
-    if phases.client_closed:
-        connection.used[phases] = None
-    refusal = await ask_to_accept(connection, phases)
+    connection.closers |= {hook.plugin: hook for hook in phases.client_closed}
+    refusal: FrontdError | None = FrontdError(Reason.Timer_HeaderWait, detail="a plugin did not accept it in time")
+    with trio.CancelScope(deadline=deadline):
+        refusal = await ask_to_accept(connection, phases)
     if refusal is not None:
         if connection.door.scheme == "http":
             await tell_refusal(connection.stream, refusal)
@@ -449,8 +450,8 @@ def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, s
         state.connections += 1
     state.requests += 1
     down.limits, down.timeouts = site.limits, site.timeouts
-    if site.phases.client_closed:
-        connection.used[site.phases] = None
+    for hook in site.phases.client_closed:
+        connection.closers[hook.plugin] = hook
     request = exchange.request
     if not site.keeps_underscores:
         request.headers, exchange.underscores = without_underscores(request.headers)

@@ -164,10 +164,16 @@ class Response:
     __slots__ = ("body", "captures", "headers", "reason", "status")
 
     def __init__(
-        self, status: int, headers: Fields = (), body: bytes | None = b"", *, text: str | None = None, reason: bytes = b""
+        self,
+        status: int,
+        headers: Fields = (),
+        body: bytes | None = b"",
+        *,
+        text: str | None = None,
+        reason: bytes = b"",
     ) -> None:
-        """Raises `ValueError` for a status that is none of 200 to 599, or a body and a text at once, and `TypeError` for a
-        body that is no bytes."""
+        """Raises `ValueError` for a status that is none of 200 to 599, or a body and a text at once, and `TypeError`
+        for a body that is no bytes."""
         if body is not None and not 200 <= status <= 599:
             raise ValueError(f"an answer has a status from 200 to 599, not {status}")
         self.status = status
@@ -215,7 +221,8 @@ class Exchange:
     """One request and its answer, and what was decided about them.  Times are seconds of the driver's clock.
 
     `method`, `uri`, `version` and `fields` stand as soon as a head was read, even when it never becomes a `Request`.
-    `is_understood` tells whether it did.  `identity` is None while nobody has logged on; `faults` are what plugins raised: where, and what.
+    `is_understood` tells whether it did.  `identity` is None while nobody has logged on; `faults` are what plugins
+    raised: where, and what.
     """
 
     __slots__ = (

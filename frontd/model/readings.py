@@ -104,7 +104,8 @@ def _trimmed(text: str) -> str:
     """Segments as Windows opens them: without blanks and dots at their end; blanks before them go as well."""
     if " " not in text and "./" not in text and not text.endswith("."):
         return text
-    return "/".join(part.strip(" ").rstrip(". ") or part for part in text.split("/"))
+    names = (part.strip(" ") for part in text.split("/"))
+    return "/".join(name if name in (".", "..") else name.rstrip(". ") for name in names)
 
 
 _STEPS: tuple[Callable[[str], str], ...] = (

@@ -3,9 +3,9 @@
 How it works
 ------------
 An installed package names its classes as entry points of the group ``frontd``; the name is the word in the
-configuration, and only what the configuration names is loaded.  Every file of ``plugins_dir`` is loaded, but for names that begin
-with ``_`` or ``test_`` and ``conftest.py``; files may import each other (``from . import _helper``).  A class is examined
-once: what its author got wrong is told with file and line, before the first request.
+configuration, and only what the configuration names is loaded.  Every file of ``plugins_dir`` is loaded, but for names
+that begin with ``_`` or ``test_`` and ``conftest.py``; files may import each other (``from . import _helper``).  A
+class is examined once: what its author got wrong is told with file and line, before the first request.
 
 Invariants
 ----------
@@ -90,7 +90,8 @@ class Discovery:
         return self.catalogue(plugins_dir, frozenset(installed_words()))
 
     def changed(self) -> list[tuple[Path, bytes]]:
-        """Files that are not any more what was loaded, with a digest of what they are: it takes a restart to load them."""
+        """Files that are not any more what was loaded, with a digest of what they are: it takes a restart to load
+        them."""
         found = []
         for path, loaded in self._files.items():
             stamp = _stamp(path)
@@ -138,7 +139,8 @@ def _load_entry_point(word: str) -> tuple[PluginKind | None, list[str]]:
         return None, [f"plugin {word} (entry point of {installed_words().get(word)}): {told(error)}"]
     found = manager.get_plugin(word)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
-        return None, [f"plugin {word}: the entry point of {installed_words().get(word)} is no subclass of frontd.Plugin"]
+        package = installed_words().get(word)
+        return None, [f"plugin {word}: the entry point of {package} is no subclass of frontd.Plugin"]
     kind, faults = examine(found, installed_words()[word])
     if kind is not None and kind.name != word:
         faults.append(f"{kind.origin}: the class calls itself {kind.name!r}, its entry point {word!r}")

@@ -2,8 +2,8 @@
 
 Fields: hop-by-hop fields end here (RFC 9110 7.6.1); ``Forwarded`` and the ``X-Forwarded-*`` family are set after that,
 so that no client can remove or forge them, and are continued only when the peer is a trusted proxy (RFC 7239 8.1).
-Plugins may then change what goes to the app, and after them `seal` sets what nobody but frontd says: the framing, and who
-has logged on.
+Plugins may then change what goes to the app, and after them `seal` sets what nobody but frontd says: the framing, and
+who has logged on.
 
 Body: `RequestBody` reads the parts once from the client and keeps them up to a bound, so that a request can be sent
 again; `Pump` moves them upstream in a task of its own while the response may already arrive.

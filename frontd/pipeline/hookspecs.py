@@ -1,9 +1,9 @@
 """The hooks: what a plugin may define, when each is asked, and what it may return.
 
 A method of a `Plugin` that is named like one of these *is* that hook.  Each may be a ``def``, an ``async def``, or a
-``def`` that returns a coroutine only when it has to wait this time, except where "plain def" is said.  None means "go on".
-Everything up to `rewrite_request` fails closed: what a hook raises, and a value of a type that is not listed, is a 500
-``PluginFault``.  Everything after it fails soft: the fault is logged and the exchange goes on.
+``def`` that returns a coroutine only when it has to wait this time, except where "plain def" is said.  None means "go
+on". Everything up to `rewrite_request` fails closed: what a hook raises, and a value of a type that is not listed, is a
+500 ``PluginFault``.  Everything after it fails soft: the fault is logged and the exchange goes on.
 
 The order of the functions here is the order of a request's life.
 """
@@ -17,6 +17,7 @@ from frontd.model.messages import Client, Exchange, Response
 from frontd.model.verdicts import Allow, Continue, Identity, Redirect, Refuse, UseHttp11
 
 GROUP = "frontd"  # of entry points, and pluggy's project name
+PLAIN = frozenset(("challenge", "log", "client_closed"))  # asked where nothing can wait: never an ``async def``
 hookspec = pluggy.HookspecMarker(GROUP)
 
 
@@ -43,7 +44,8 @@ def authenticate(exchange: Exchange) -> Identity | Continue | UseHttp11 | Refuse
 
 @hookspec
 def challenge(exchange: Exchange) -> str | None:
-    """The value of a ``WWW-Authenticate`` field.  Asked only when a 401 goes out, on every plugin, in order.  Plain def."""
+    """The value of a ``WWW-Authenticate`` field.  Asked only when a 401 goes out, on every plugin, in order.  Plain
+    def."""
 
 
 @hookspec
@@ -69,7 +71,8 @@ def cache_lookup(exchange: Exchange) -> Response | None:
 
 @hookspec
 def rewrite_request(exchange: Exchange) -> None:
-    """`exchange.request.headers` are now the fields that go to the app, frontd's own among them.  Every plugin is asked.
+    """`exchange.request.headers` are now the fields that go to the app, frontd's own among them.  Every plugin is
+    asked.
 
     The fields that carry the identity and the framing are set again afterwards; nobody can forge or remove them.
     """

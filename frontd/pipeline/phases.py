@@ -6,7 +6,8 @@ pluggy checks each instance against `hookspecs` and orders what was registered; 
 tuples, and nothing of pluggy is left on the way of a request (one of its calls costs 1 to 3 us, one of ours 0.1 us; and
 its ``firstresult`` would take the coroutine of an ``async def`` for an answer).
 
-`first` asks until one answers, `each` asks all; both fail closed.  `first_soft` and `each_soft` log what goes wrong and go on.
+`first` asks until one answers, `each` asks all; both fail closed.  `first_soft` and `each_soft` log what goes wrong and
+go on.
 
 Invariants
 ----------
@@ -48,7 +49,7 @@ class Spec:
     @property
     def is_plain(self) -> bool:
         """Whether it must be a plain ``def``: it is asked where nothing can wait any more."""
-        return self.doc.rstrip().endswith("Plain def.")
+        return self.name in hookspecs.PLAIN
 
     def __str__(self) -> str:
         names = ", ".join(sorted(kind.__name__ for kind in self.returns))
@@ -69,11 +70,12 @@ SPECS = {spec.name: spec for spec in _specs()}  # in the order of a request's li
 
 
 class Hook(NamedTuple):
-    """One function of a phase: what to call, the types it may answer with, and its name for people."""
+    """One function of a phase: what to call, the types it may answer with, its name for people, and whose it is."""
 
     function: Callable[..., Any]
     allows: frozenset[type]
     where: str
+    plugin: Plugin
 
 
 Phase = tuple[Hook, ...]
@@ -83,8 +85,8 @@ Phase = tuple[Hook, ...]
 class Phases:
     """The phases of one site, and the plugins they were made of.
 
-    `schemes` are the authentication schemes (lower case) that plugins of the site consume; `sees_response` tells whether
-    any hook looks at the answer.
+    `schemes` are the authentication schemes (lower case) that plugins of the site consume; `sees_response` tells
+    whether any hook looks at the answer.
     """
 
     accept_client: Phase = ()
@@ -148,11 +150,8 @@ def freeze(plugins: Iterable[Plugin]) -> Phases:
     phases: dict[str, Phase] = {}
     for name, spec in SPECS.items():
         found = reversed(getattr(manager.hook, name).get_hookimpls())
-        hooks = [(one.function, f"{one.plugin.name}.{name}", one.plugin.site) for one in found]
-        phases[name] = tuple(
-            Hook(_traced(function, where, site) if trace else function, spec.returns, where)
-            for function, where, site in hooks
-        )
+        hooks = [Hook(one.function, spec.returns, f"{one.plugin.name}.{name}", one.plugin) for one in found]
+        phases[name] = tuple(_traced(hook) if trace else hook for hook in hooks)
     return Phases(
         **phases,
         plugins=standing,
@@ -210,7 +209,8 @@ async def each_soft(phase: Phase, exchange: Exchange) -> None:
 
 
 def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Exception]]) -> list[str]:
-    """Ask every hook of a phase of plain functions; what they answer in texts.  What goes wrong is added to `faults`."""
+    """Ask every hook of a phase of plain functions; what they answer in texts.  What goes wrong is added to
+    `faults`."""
     answers = []
     for hook in phase:
         try:
@@ -226,7 +226,8 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
 
 
 async def _waited_for(hook: Hook, answer: Any) -> Any:
-    """What `answer` is when it has been waited for.  Raises `TypeError` when it is of no type that the hook may have."""
+    """What `answer` is when it has been waited for.  Raises `TypeError` when it is of no type that the hook may
+    have."""
     if isinstance(answer, Awaitable):
         await task_lane()
         answer = await answer
@@ -251,8 +252,9 @@ def plugin_fault(exchange: Exchange, where: str, error: Exception) -> FrontdErro
 # ---------------------------------------------------------------------------------------------------- tracing
 
 
-def _traced(function: Callable[..., Any], where: str, site: str) -> Callable[..., Any]:
-    """`function` with a line on stderr for each call: which exchange, its time, and the type of its answer."""
+def _traced(hook: Hook) -> Hook:
+    """`hook` with a line on stderr for each call: which exchange, its time, and the type of its answer."""
+    function, where, site = hook.function, hook.where, hook.plugin.site
 
     def told(subject: Exchange | Client, begun: float, answer: object, waited: str = "") -> None:
         number = f"request {subject.number} " if isinstance(subject, Exchange) else ""
@@ -281,4 +283,4 @@ def _traced(function: Callable[..., Any], where: str, site: str) -> Callable[...
         told(subject, begun, answer)
         return answer
 
-    return traced
+    return hook._replace(function=traced)

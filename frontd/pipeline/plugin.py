@@ -1,7 +1,7 @@
 """The class that plugins derive from.
 
-Only the public door: what an author needs to know is on `Plugin`, `Settings` and in `hookspecs`.  How the class is found
-is `discovery`, how its methods become phases is `phases`.
+Only the public door: what an author needs to know is on `Plugin`, `Settings` and in `hookspecs`.  How the class is
+found is `discovery`, how its methods become phases is `phases`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Plugin:
         """Called once, when the instance is made; raise `ValueError` with a sentence when it cannot serve."""
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Runs beside the requests, once for each front, from before the first request until a reload drops the instance.
+        """Runs beside the requests, once for each front, from before the first request until a reload drops the
+        instance.
 
         Call ``task_status.started()`` when requests may come.  When it ends by an error it is started again.
         """
@@ -64,7 +65,8 @@ class Plugin:
 
     @classmethod
     def check(cls, settings: Any, site: SiteFacts) -> Iterable[str]:
-        """Sentences about what is wrong with these settings on this site; asked by ``frontd check`` and at every load."""
+        """Sentences about what is wrong with these settings on this site; asked by ``frontd check`` and at every
+        load."""
         return ()
 
 

@@ -234,7 +234,9 @@ async def exchange_with_app(
             lease.discard()  # without effect after give_back
 
 
-async def send_and_receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, body: RequestBody) -> Instead | None:
+async def send_and_receive(
+    exchange: Exchange, down: Downstream, site: Site, lease: Lease, body: RequestBody
+) -> Instead | None:
     """`receive` while the rest of the request body is still on its way (in the task lane)."""
     answer: Instead | None = None
     pump = Pump(lease.connection, exchange.request, body, site.timeouts.response_body)
@@ -284,6 +286,8 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
     sent = response.headers if response is not None else headers
     if lease.pool.settings.sendfile_from is not None and b"x-sendfile" in sent:
         if head.status in SENDFILE_STATUS:
+            if isinstance(upstream.body_now(), End):  # mostly empty; what else comes is not worth waiting for
+                lease.give_back()
             return NamedFile(head.status, sent)
         sent.remove(b"x-sendfile")
     if response is not None:

@@ -74,9 +74,8 @@ class Entrance(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class World:
     """One generation of the configuration, built.  `wire` holds the largest head limits of all sites: what a listener
-    reads before the site is known; `server` are the phases that are asked before it is; `plugins` are the instances of all
-    sites, `store` the memory they share.  `ondemand` has pools for targets that no configuration
-    names."""
+    reads before the site is known; `server` are the phases that are asked before it is; `plugins` are the instances of
+    all sites, `store` the memory they share.  `ondemand` has pools for targets that no configuration names."""
 
     generation: int
     sites: PrefixTable[Entrance]

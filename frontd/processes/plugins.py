@@ -2,14 +2,15 @@
 
 How it works
 ------------
-`instances` makes what a configuration names and takes over from the previous world what has equal settings.  `Runner` holds
-one task for each instance that has a `run`; `start` waits until all of them say that requests may come, and a reload stops
-those that are gone only after the new world serves.
+`instances` makes what a configuration names and takes over from the previous world what has equal settings.  `Runner`
+holds one task for each instance that has a `run`; `start` waits until all of them say that requests may come, and a
+reload stops those that are gone only after the new world serves.
 
 Invariants
 ----------
 * An instance is made, or taken over, exactly once for each time its plugin is named.
-* A `run` that ends by an error is started again after `AGAIN` seconds, doubling to `AGAIN_MOST`; it never ends the front.
+* A `run` that ends by an error is started again after `AGAIN` seconds, doubling to `AGAIN_MOST`; it never ends the
+  front.
 """
 
 from __future__ import annotations
@@ -118,9 +119,8 @@ class Runner:
                 try:
                     await plugin.run(task_status=status)
                 except Exception as error:
-                    if not status.is_started:
-                        if is_first:
-                            raise
+                    if is_first and not status.is_started:
+                        raise
                     self.fault(f"plugin {plugin.name}: run", error)
                 else:
                     status.started()  # it has nothing to do any more

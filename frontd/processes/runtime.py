@@ -171,8 +171,8 @@ def redirects_to_https(config: Config) -> list[tuple[UrlPrefix, str, Destination
 
 
 def redirect_site(site: Site, to: Destination) -> Site:
-    """A site that redirects every path, with the limits of `site` and counting for it.  Nobody is asked to log on there:
-    a password would go over http."""
+    """A site that redirects every path, with the limits of `site` and counting for it.  Nobody is asked to log on
+    there: a password would go over http."""
     return replace(site, routes=PathTable([("/", to)]), phases=site.phases.before_logon())
 
 
@@ -245,7 +245,9 @@ def differences(old: Config, new: Config) -> list[str]:
         changes += [f"{one} {name} added" for name in after if name not in before]
         changes += [f"{one} {name} removed" for name in before if name not in after]
         changes += [f"{one} {name} changed" for name in after if name in before and after[name] != before[name]]
-    for noun in ("tls", "trusted_proxies", "plugins", "plugins_dir", "cache", "limits", "timeouts", "log", "control", "health", "state_dir"):
+    for noun in type(new).model_fields:
+        if noun in ("sites", "pools", "listen"):
+            continue
         if getattr(old, noun) != getattr(new, noun):
             changes.append(f"{noun} changed")
     return changes

@@ -2,9 +2,9 @@
 
 How it works
 ------------
-The loop bumps a number every `BEAT` seconds; a thread looks at it.  When the number has stood still for `BLOCKED` seconds the
-loop is in the middle of something, and the stack of its thread says of what: the innermost function that belongs to a plugin
-names the culprit.  Nothing of this is on the way of a request.
+The loop bumps a number every `BEAT` seconds; a thread looks at it.  When the number has stood still for `BLOCKED`
+seconds the loop is in the middle of something, and the stack of its thread says of what: the innermost function that
+belongs to a plugin names the culprit.  Nothing of this is on the way of a request.
 
 Invariants
 ----------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import h11
 import trio
@@ -26,6 +27,13 @@ READ_SIZE = 65536
 
 Given = Response | bytes | str
 Responder = Callable[[AppRequest], Given]
+
+
+class Plan(NamedTuple):
+    """How a request is answered: by a function, or with bytes as they stand; `delay` in seconds."""
+
+    answer: Responder | bytes
+    delay: float = 0.0
 
 
 def echo(request: AppRequest) -> Response:
@@ -42,9 +50,7 @@ class App:
         self.requests: list[AppRequest] = []
         """What was asked, oldest first."""
         self._loop = loop
-        self._responder: Responder = echo
-        self._raw: bytes | None = None
-        self._delay = 0.0
+        self._plan = Plan(echo)
         self._scope: trio.CancelScope | None = None
 
     def respond(
@@ -55,22 +61,19 @@ class App:
         *,
         delay: float = 0.0,
     ) -> None:
-        """Answer like this from now on, `delay` seconds (of the test's clock) after the request is complete.
+        """Answer what is asked from now on like this, `delay` seconds (of the test's clock) after it was asked.
 
         `answer` is a status, to go with `headers` and `body`; or a function from the `AppRequest` to a
         `frontd.Response`, or to bytes or a text for the body of a 200; or bytes, which are sent as they stand, and then
         the connection ends.
         """
-        self._delay, self._raw = delay, None
-        if isinstance(answer, bytes):
-            self._raw = answer
-        elif isinstance(answer, int):
+        if isinstance(answer, int):
             fields = list(headers.items() if isinstance(headers, Mapping) else headers)
             content = body.encode() if isinstance(body, str) else body
             Response(answer, fields, content)  # a status that is none is told here and not to the client
-            self._responder = lambda request: Response(answer, fields, content)
+            self._plan = Plan(lambda request: Response(answer, fields, content), delay)
         else:
-            self._responder = answer
+            self._plan = Plan(answer, delay)
 
     def echo(self) -> None:
         """Answer as at the beginning: 200 with the request as text."""
@@ -113,11 +116,12 @@ class App:
         try:
             while (request := await _read(stream, http)) is not None:
                 self.requests.append(request)
-                await trio.sleep(self._delay)
-                if self._raw is not None:
-                    await stream.send_all(self._raw)
+                plan = self._plan
+                await trio.sleep(plan.delay)
+                if isinstance(plan.answer, bytes):
+                    await stream.send_all(plan.answer)
                     return
-                if not await _answer(stream, http, request, self._responder(request)):
+                if not await _answer(stream, http, request, plan.answer(request)):
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # frontd gave the connection up: its client had left, or a timer had expired

@@ -253,9 +253,10 @@ class _Parser:
             while not self.complete and self._take(self._http.next_event()):
                 pass
         except h11.RemoteProtocolError as error:
-            if ended:
-                raise ConnectionError(f"the connection ended before the answer was whole ({error})") from None
-            raise
+            if not ended:
+                raise
+            got = f"before the answer was whole ({error})" if self._head else "without an answer"
+            raise ConnectionError(f"the connection ended {got}") from None
         return bytes(self._http.trailing_data[0]) if self.complete else b""
 
     def _take(self, event: object) -> bool:
@@ -269,8 +270,6 @@ class _Parser:
             self._body.append(bytes(event.data))
         elif isinstance(event, h11.EndOfMessage):
             self.complete = True
-        elif isinstance(event, h11.ConnectionClosed):
-            raise ConnectionError("the connection ended without an answer")
         else:
             return False
         return True

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import trio
-
-from frontd import Client, Context, Exchange, Headers, Identity, MemoryStore, Refuse, Request
 from frontd_plugins import _passwords as passwords
 from frontd_plugins import basic
+
+from frontd import Client, Context, Exchange, Headers, Identity, MemoryStore, Refuse, Request
 
 ADDRESS = "192.0.2.1"
 ALICE = f"alice:{passwords.make('secret', cost=4)}:staff,admins\n"
@@ -74,9 +74,7 @@ def basic_field(user: str, password: str) -> bytes:
     return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
 
 
-def exchange(
-    *authorization: bytes, address: str = ADDRESS, scheme: str = "https", site: str = "main"
-) -> Exchange:
+def exchange(*authorization: bytes, address: str = ADDRESS, scheme: str = "https", site: str = "main") -> Exchange:
     """A request for ``/`` with these ``Authorization`` fields."""
     client = Client(address, 50000, address, "192.0.2.80", 443, scheme, scheme, 443)
     headers = Headers.of(*((b"Authorization", value) for value in authorization))

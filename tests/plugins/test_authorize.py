@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frontd_plugins.authorize import Authorize
 from hypothesis import given
 from hypothesis import strategies as st
 
 import frontd
 from frontd.testing import ConfigurationError, site
-from frontd_plugins.authorize import Authorize
 from tests.plugins.exchanges import asked, complaints, placed
 from tests.wire import app, front, one_pool
 
-INTRANET = [
+INTRANET: list[dict[str, Any]] = [
     {"path": "/public/", "allow": ["anonymous"]},
     {"path": "/admin/", "allow": ["group:CORP\\Web Admins"]},
     {"allow": ["authenticated"]},
@@ -86,14 +86,14 @@ def test_a_request_that_no_rule_covers_is_refused() -> None:
 
 
 def test_deny_goes_before_allow() -> None:
-    rules = [{"allow": ["authenticated"], "deny": ["bob", "group:guests"]}]
+    rules: list[dict[str, Any]] = [{"allow": ["authenticated"], "deny": ["bob", "group:guests"]}]
     assert status(rules, user="alice") == 200
     assert status(rules, user="BOB") == FORBIDDEN
     assert status(rules, user="carol", groups=["Guests"]) == FORBIDDEN
-    everybody_else = [{"allow": ["anonymous"], "deny": ["bob"]}]
+    everybody_else: list[dict[str, Any]] = [{"allow": ["anonymous"], "deny": ["bob"]}]
     assert status(everybody_else) == 200
     assert status(everybody_else, user="bob") == FORBIDDEN
-    no_strangers = [{"allow": ["anonymous"], "deny": ["anonymous"]}]
+    no_strangers: list[dict[str, Any]] = [{"allow": ["anonymous"], "deny": ["anonymous"]}]
     assert status(no_strangers) == LOGON
     assert status(no_strangers, user="bob") == 200
     assert status([{"allow": ["alice"], "deny": ["authenticated"]}], user="alice") == FORBIDDEN
@@ -121,7 +121,7 @@ def test_methods_are_part_of_what_a_rule_covers(method: str, path: str, expected
 
 
 def test_a_rule_for_get_guards_head_and_odd_spellings_too() -> None:
-    rules = [{"path": "/admin/", "methods": ["GET"], "allow": ["root"]}, {"allow": ["anonymous"]}]
+    rules: list[dict[str, Any]] = [{"path": "/admin/", "methods": ["GET"], "allow": ["root"]}, {"allow": ["anonymous"]}]
     for method in ("GET", "HEAD", "get", "Head"):
         assert status(rules, "/admin/", method=method) == LOGON
 

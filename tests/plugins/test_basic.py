@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from frontd_plugins import _passwords as passwords
+from frontd_plugins import basic
 from trio.testing import MockClock
 
 from frontd import Identity, Refuse, SiteFacts
 from frontd.model.urlprefix import UrlPrefix
-from frontd_plugins import _passwords as passwords
-from frontd_plugins import basic
 from tests.plugins.logons import ALICE, BOB, Desk, basic_field, exchange, in_line, no_thread_is_free, outcome
 from tests.wire import settled
 
@@ -173,16 +173,16 @@ def test_check_lists_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     assert said == f"{users}: there is no such users file; make it with: frontd passwd {users} USER"
     users.write_text(ALICE + "bob:plain\n" + ALICE)
     said, twice = basic.Basic.check(settings, facts("https://a.test/"))
-    assert said.startswith(f"{users}:2: what stands for bob is no hash")
+    assert said.startswith(f"{users}:2: what follows the name is no hash")
     assert twice == f"{users}:3: alice stands in line 1 already; remove one of them"
 
 
 def test_a_plugin_without_its_file_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bob"):
+    with pytest.raises(ValueError, match="users:2: what follows the name is no hash"):
         Desk(tmp_path, ALICE + "bob:plain\n")
 
 
-# ---------------------------------------------------------------------------------------------------- what is remembered
+# ---------------------------------------------------------------------------------------------------- remembered
 
 
 async def test_a_right_password_is_remembered_for_a_while(tmp_path: Path, mock_clock: MockClock) -> None:
@@ -231,7 +231,7 @@ async def test_the_oldest_is_forgotten_first(tmp_path: Path, monkeypatch: pytest
         desk.remembered("b", "b")
 
 
-# ---------------------------------------------------------------------------------------------------- one hash at a time
+# ---------------------------------------------------------------------------------------------------- one hash
 
 
 async def test_the_same_logon_many_times_at_once_is_one_hash(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_a_broken_file_changes_nothing_and_is_remarked_once(tmp_path: Path
     for _ in range(3):
         await desk.plugin._look_again()
     said = await desk.remark()
-    assert "users:1: what stands for alice is no hash" in said
+    assert "users:1: what follows the name is no hash" in said
     assert "the users that were read before stay" in said
     assert "my-new-password" not in said
     assert await desk.logon("alice", "secret") == "alice"
