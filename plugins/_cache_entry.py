@@ -32,7 +32,8 @@ _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since"))
 
 # What apps make links and redirects of; from anybody but a trusted proxy it does not reach them.
 _FORWARDED = (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix")
-_FOR_AND_BY = re.compile(rb'(?i)\b(?:for|by)=(?:"[^"]*"|[^;,"]*)')
+_QUOTED = rb'"(?:[^"\\]|\\.)*"'
+_FOR_AND_BY = re.compile(rb"(?i)(" + _QUOTED + rb")|\b(?:for|by)=(?:" + _QUOTED + rb'|[^;,"]*)')
 
 # Fields of one connection or of one client (RFC 9111 3.1, RFC 9110 11), which no answer that is kept has.
 # Content-Length and Age are made anew.
@@ -138,7 +139,8 @@ def url_of(exchange: frontd.Exchange) -> Url:
 def _said_by_proxy(headers: frontd.Headers) -> tuple[bytes, ...]:
     """What a trusted proxy says of the URL, without whom it says it of."""
     fields = [b",".join(headers.get_all(name)) for name in _FORWARDED]
-    return *fields, _FOR_AND_BY.sub(b"", b",".join(headers.get_all(b"forwarded")))
+    rest = _FOR_AND_BY.sub(rb"\1", b",".join(headers.get_all(b"forwarded")))
+    return *fields, rest if rest.strip(b";, \t") else b""
 
 
 def url_size(url: Url) -> int:

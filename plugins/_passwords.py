@@ -99,6 +99,11 @@ def normal(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def alike(name: str) -> tuple[str, str]:
+    """Equal for names that differ in case alone: rules take them for one user, so they may not be two here."""
+    return name.lower(), name.upper()
+
+
 def bad_user(name: str) -> str:
     """What is wrong with a user name, as a sentence; empty: nothing."""
     if ":" in name:
@@ -314,7 +319,7 @@ def _quoted(path: Path) -> str:
 
 def _records(path: Path, data: bytes, faults: list[str]) -> Iterator[Record]:
     """The records of a file; what is wrong with its lines goes to `faults`."""
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, str], int] = {}
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             record = _record(path, raw.decode())
@@ -324,11 +329,10 @@ def _records(path: Path, data: bytes, faults: list[str]) -> Iterator[Record]:
             continue
         if record is None:
             continue
-        if record.name in lines:
-            before = lines[record.name]
+        before = lines.setdefault(alike(record.name), number)
+        if before != number:
             faults.append(f"{path}:{number}: {record.name} stands in line {before} already; remove one of them")
             continue
-        lines[record.name] = number
         yield record
 
 

@@ -22,8 +22,8 @@ truth about ``/admin/``.)
   whoever has.
 
 Refused are anonymous clients with 401.2 (``LogonRequired``; the site's authenticators add their challenges), others
-with 403 (``Forbidden``), and so is an anonymous client where the rule lets in nobody who could log on.  A CORS
-preflight never has credentials: let it in by a rule of its own (``{methods: [OPTIONS], allow: [anonymous]}``).
+with 403 (``Forbidden``; IIS has no substatus for it).  A CORS preflight never has credentials: let it in by a rule of
+its own (``{methods: [OPTIONS], allow: [anonymous]}``).
 
 Invariants: nothing is let in but by a rule that names it, and `Allow` is answered only then; work is bounded by the
 rules and by the readings of one path.
@@ -184,12 +184,6 @@ class _Gate:
             return False
         return bool(self.allow.words) or self.allow.name(identity)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether nobody who logs on would be let in."""
-        nobody = not (self.allow.words or self.allow.users or self.allow.groups)
-        return nobody or AUTHENTICATED in self.deny.words
-
 
 def _is_under(reading: str, prefix: str) -> bool:
     """By complete segments, as `frontd.PathTable`; `prefix` ends in ``/``."""
@@ -255,24 +249,22 @@ class Authorize(frontd.Plugin):
             gate = self._gates[number] if number < len(self._gates) else None
             if gate is None or not gate.lets_in(identity):
                 told = f"rule {number + 1} ({self.settings.rules[number].path})" if gate else "no rule covers it"
-                if identity is None and not (gate and gate.is_closed):
+                if identity is None:
                     return frontd.Refuse(401, "LogonRequired", substatus=2, log=told)
                 return frontd.Refuse(403, "Forbidden", log=told)
         return frontd.Allow()
 
-    def _deciding(self, path: str, method: str) -> list[int]:
+    def _deciding(self, path: str, method: str) -> Iterable[int]:
         """The rules that decide, counted from 0; the number of rules stands for "no rule"."""
         literal = path.lower()
         found = {self._first(literal, method, literally=True)}
-        if self._has_paths:
-            readings = frontd.path_readings(path)
-            if readings is None:  # it could be anything, so whatever a rule protects
-                covered = (at for at, gate in enumerate(self._gates) if not gate.methods or method in gate.methods)
-                found.update(covered)
-            else:
-                others = {_alike(reading) for reading in readings} - {literal}
-                found.update(self._first(reading, method, literally=False) for reading in others)
-        return sorted(found)
+        readings = frontd.path_readings(path) if self._has_paths else frozenset((literal,))
+        if readings is None:  # it could be anything, so whatever a rule protects
+            found.update(at for at, gate in enumerate(self._gates) if not gate.methods or method in gate.methods)
+        elif len(readings) > 1:
+            others = {_alike(reading) for reading in readings} - {literal}
+            found.update(self._first(reading, method, literally=False) for reading in others)
+        return sorted(found) if len(found) > 1 else found
 
     def _first(self, reading: str, method: str, *, literally: bool) -> int:
         for at, gate in enumerate(self._gates):

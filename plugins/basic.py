@@ -223,8 +223,8 @@ class Basic(frontd.Plugin):
     ) -> frontd.Identity | frontd.Refuse | Coroutine[Any, Any, frontd.Identity | frontd.Refuse] | None:
         """The user whose password was sent.
 
-        Refuses with 401 ``LogonFailed``, 403 ``TlsRequired`` (IIS 403.4), 429 ``LogonThrottled`` (RFC 6585 4) and 503
-        ``LogonBusy``.
+        Refuses with 401 ``LogonFailed`` (IIS 401.1), 403 ``TlsRequired`` (IIS 403.4), 429 ``LogonThrottled`` (RFC 6585
+        4) and 503 ``LogonBusy``.
         """
         scheme, token = exchange.request.credentials
         if scheme is not None and scheme != "basic":
@@ -236,7 +236,7 @@ class Basic(frontd.Plugin):
         try:
             user, password = passwords.credentials(token)
         except ValueError as error:
-            return frontd.Refuse(401, "LogonFailed", log=str(error))
+            return frontd.Refuse(401, "LogonFailed", substatus=1, log=str(error))
         account = self._accounts.get(user)
         stored = account.stored if account is not None else self._users.decoy(user)
         key = _digest(exchange.site, self._realm(exchange), user, stored, password)
@@ -310,10 +310,10 @@ class Basic(frontd.Plugin):
     def _verdict(self, attempt: Attempt, is_right: bool) -> frontd.Identity | frontd.Refuse:
         account = self._accounts.get(attempt.user)
         if account is None:  # the name is not shown: it may be a password in the wrong field
-            return frontd.Refuse(401, "LogonFailed", log="there is no such user")
+            return frontd.Refuse(401, "LogonFailed", substatus=1, log="there is no such user")
         if is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
             return account.identity
-        return frontd.Refuse(401, "LogonFailed", log=f"the password for {attempt.user} is wrong")
+        return frontd.Refuse(401, "LogonFailed", substatus=1, log=f"the password for {attempt.user} is wrong")
 
 
 def _digest(site: str, realm: str, user: str, stored: str, password: str) -> bytes:

@@ -21,8 +21,8 @@ site, over this site.  Changed settings begin with fresh counts.
 Invariants
 ----------
 * What was counted up in `filter_request` is counted down in `log`, once: the exchange carries the note.
-* At most `TABLE` addresses are remembered, and those with requests under way, which are no more than connections; the
-  least recently seen leave first.
+* Addresses with requests under way are `_busy`, and no more than there are connections; of the others at most `TABLE`
+  are remembered, and the least recently seen leaves first.
 * Nothing is refused in `log_only`; there is one remark for an address and `REMARK_EVERY` seconds.
 """
 
@@ -43,7 +43,6 @@ import frontd
 
 TABLE = 65536  # addresses; about 200 bytes each
 REMARK_EVERY = 60.0  # s
-_LOOK = 16  # entries that are looked at for one to forget
 _STATUS = {"forbidden": 403, "not_found": 404, "too_many": 429}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -54,6 +53,7 @@ Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Use:
     """What one address is doing: requests under way, tokens left as of `at`, when it was last remarked on (s)."""
 
+    key: str
     active: int
     tokens: float
     at: float
@@ -132,7 +132,8 @@ class IpFilter(frontd.Plugin):
         """Make the networks ready to be asked, and an empty table."""
         self._allow = tuple(_plain_network(network) for network in self.settings.allow)
         self._deny = tuple(_plain_network(network) for network in self.settings.deny)
-        self._uses: OrderedDict[str, Use] = OrderedDict()
+        self._busy: dict[str, Use] = {}
+        self._idle: OrderedDict[str, Use] = OrderedDict()
         # One client sends many requests, and reading an address takes longer than everything else here.
         self._judged = lru_cache(maxsize=4096)(self._judge)
 
@@ -152,6 +153,8 @@ class IpFilter(frontd.Plugin):
         use: Use | None = exchange.state(self).pop("use", None)
         if use is not None:
             use.active -= 1
+            if not use.active:
+                self._rest(self._busy.pop(use.key))
 
     def _judge(self, address: str) -> tuple[bool, str]:
         """Whether the rules refuse an address, and under which name its requests are counted."""
@@ -167,54 +170,43 @@ class IpFilter(frontd.Plugin):
 
     def _count(self, exchange: frontd.Exchange, key: str, is_outside: bool) -> frontd.Refuse | None:
         given, now = self.settings, trio.current_time()
-        use = self._use(key, now)
+        use = self._busy.get(key) or self._idle.pop(key, None) or Use(key, 0, float(given.requests or 0), now, -math.inf)
         refusal = None
         if is_outside:
-            self._remark(use, key, now, "the address is outside of the rules")
+            self._remark(use, now, "the address is outside of the rules")
         if given.concurrent_requests and use.active >= given.concurrent_requests:
-            refusal = self._limit(use, key, now, 501, "concurrent_requests", 1)
+            refusal = self._limit(use, now, 501, "concurrent_requests", 1)
         elif given.requests and not _take(use, given.requests, given.interval, now):
             wait = (1 - use.tokens) * given.interval / given.requests
-            refusal = self._limit(use, key, now, 502, "requests", max(1, math.ceil(wait)))
+            refusal = self._limit(use, now, 502, "requests", max(1, math.ceil(wait)))
         if refusal is None and given.concurrent_requests:
             use.active += 1
+            self._busy[key] = use
             exchange.state(self)["use"] = use
+        elif not use.active:
+            self._rest(use)
         return refusal
 
-    def _limit(
-        self, use: Use, key: str, now: float, substatus: int, setting: str, retry_after: int
-    ) -> frontd.Refuse | None:
+    def _rest(self, use: Use) -> None:
+        """Remember an address that has nothing under way as the most recently seen."""
+        self._idle[use.key] = use
+        if len(self._idle) > TABLE:
+            self._idle.popitem(last=False)
+
+    def _limit(self, use: Use, now: float, substatus: int, setting: str, retry_after: int) -> frontd.Refuse | None:
         given = self.settings
         if given.log_only:
-            self._remark(use, key, now, f"more than {setting} allows")
+            self._remark(use, now, f"more than {setting} allows")
             return None
         status = _STATUS[given.limit_action]
         word = "Rejected" if status == 404 else "RateLimit"
         after = retry_after if status == 429 else None
-        return frontd.Refuse(status, word, substatus=substatus, log=f"{setting} of {key}", retry_after=after)
+        return frontd.Refuse(status, word, substatus=substatus, log=f"{setting} of {use.key}", retry_after=after)
 
-    def _remark(self, use: Use, key: str, now: float, what: str) -> None:
+    def _remark(self, use: Use, now: float, what: str) -> None:
         if now - use.remarked >= REMARK_EVERY:
             use.remarked = now
-            self.remark(f"{key} would be refused (log_only): {what}")
-
-    def _use(self, key: str, now: float) -> Use:
-        use = self._uses.get(key)
-        if use is not None:
-            self._uses.move_to_end(key)
-            return use
-        if len(self._uses) >= TABLE:
-            self._forget()
-        use = self._uses[key] = Use(0, float(self.settings.requests or 0), now, -math.inf)
-        return use
-
-    def _forget(self) -> None:
-        """Drop the least recently seen address that has nothing under way."""
-        for _ in range(_LOOK):
-            key, use = self._uses.popitem(last=False)
-            if not use.active:
-                return
-            self._uses[key] = use
+            self.remark(f"{use.key} would be refused (log_only): {what}")
 
 
 def _take(use: Use, most: int, interval: float, now: float) -> bool:

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     0: {
         "model": (
-            "addresses", "errors", "headers", "verdicts", "messages", "urlprefix", "readings", "conditions", "mediatypes",
+            "addresses", "errors", "headers", "verdicts", "messages", "urlprefix", "readings", "conditions",
+            "mediatypes",
         ),
     },
     1: {

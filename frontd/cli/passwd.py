@@ -129,7 +129,12 @@ def _rewrite(path: Path, user: str, stored: str | None, groups: str | None) -> b
     lines = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff").split("\n")
     if not lines[-1]:
         lines.pop()  # what follows the last line feed
-    at = [number for number, line in enumerate(lines) if passwords.name_of(line) == user]
+    names = [passwords.name_of(line) for line in lines]
+    at = [number for number, name in enumerate(names) if name == user]
+    like = passwords.alike(user)
+    others = [name for name in names if name and name != user and passwords.alike(name) == like]
+    if others and stored is not None:
+        raise Failure(f"{others[0]} is in {path} already, and names that differ in case alone are one user")
     if stored is None:
         if not at:
             raise Failure(f"{path}: there is no user {user}")

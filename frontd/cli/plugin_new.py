@@ -19,9 +19,8 @@ FILTER = '''\
 
 from __future__ import annotations
 
-from pydantic import Field
-
 import frontd
+from pydantic import Field
 
 
 class @CLASS@(frontd.Plugin):
@@ -51,7 +50,6 @@ FILTER_TEST = '''\
 from __future__ import annotations
 
 import pytest
-
 from frontd.testing import ConfigurationError, site
 
 
@@ -85,9 +83,8 @@ from __future__ import annotations
 
 import hmac
 
-from pydantic import Field
-
 import frontd
+from pydantic import Field
 
 
 class @CLASS@(frontd.Plugin):
@@ -128,7 +125,6 @@ AUTHENTICATOR_TEST = '''\
 from __future__ import annotations
 
 import pytest
-
 from frontd.testing import ConfigurationError, site
 
 SETTINGS = {"tokens": {"ann": "t-4711"}}

@@ -359,7 +359,8 @@ def new_exchange(connection: Connection, request: Request | None) -> Exchange:
     world, client = connection.service.world, connection.client
     if request is not None and world.trusts(client.peer):
         address = reported_client(request.headers, client.peer, world.trusts)
-        client = replace(client, address=address, is_trusted_proxy=True)
+        # other users come through the same connection: what a plugin remembers of it would be remembered of them
+        client = replace(client, address=address, is_trusted_proxy=True, states={})
     if request is not None:
         request.scheme = scheme_of(request, client)
     exchange = Exchange(client, request, trio.current_time(), time.time())

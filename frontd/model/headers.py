@@ -48,7 +48,7 @@ NOT_IN_TRAILERS = HOP_BY_HOP | frozenset(
 
 def octets(value: TextOrBytes) -> bytes:
     """A name or value as it stands on the wire; text as UTF-8."""
-    return value if type(value) is bytes else value.encode() if isinstance(value, str) else bytes(value)
+    return value.encode() if isinstance(value, str) else bytes(value)
 
 
 class Headers:
@@ -73,7 +73,7 @@ class Headers:
 
     def get(self, name: TextOrBytes, default: bytes = b"") -> bytes:
         """The first value of `name`, or `default`."""
-        lower = octets(name).lower()
+        lower = name.lower() if type(name) is bytes else octets(name).lower()
         for key, _, value in self.items:
             if key == lower:
                 return value
@@ -81,7 +81,7 @@ class Headers:
 
     def get_all(self, name: TextOrBytes) -> list[bytes]:
         """All values of `name`, in the order received."""
-        lower = octets(name).lower()
+        lower = name.lower() if type(name) is bytes else octets(name).lower()
         return [value for key, _, value in self.items if key == lower]
 
     def text(self, name: TextOrBytes, default: str = "") -> str:
@@ -97,8 +97,9 @@ class Headers:
 
     def add(self, name: TextOrBytes, value: TextOrBytes) -> None:
         """Append one field."""
-        name = octets(name)
-        self.items.append((name.lower(), name, octets(value)))
+        if type(name) is not bytes or type(value) is not bytes:
+            name, value = octets(name), octets(value)
+        self.items.append((name.lower(), name, value))
 
     def set(self, name: TextOrBytes, value: TextOrBytes) -> None:
         """Replace all fields of `name` by one."""
@@ -107,7 +108,7 @@ class Headers:
 
     def remove(self, name: TextOrBytes) -> None:
         """Remove all fields of `name`; a name that is not there is fine."""
-        lower = octets(name).lower()
+        lower = name.lower() if type(name) is bytes else octets(name).lower()
         self.items = [item for item in self.items if item[0] != lower]
 
     def pairs(self) -> list[tuple[bytes, bytes]]:
@@ -115,7 +116,7 @@ class Headers:
         return [(raw, value) for _, raw, value in self.items]
 
     def __contains__(self, name: TextOrBytes) -> bool:
-        lower = octets(name).lower()
+        lower = name.lower() if type(name) is bytes else octets(name).lower()
         return any(item[0] == lower for item in self.items)
 
     def __iter__(self) -> Iterator[Item]:

@@ -65,8 +65,9 @@ class Client:
     def state(self, plugin: object) -> dict[Any, Any]:
         """What `plugin` remembers of this connection: a dict of its own.
 
-        It lives as long as the connection.  Over a reload it is kept when the plugin's settings are equal, since the
-        instance is then kept too; else it begins empty.
+        It lives as long as the connection; on one from a trusted proxy, which many users share, as long as the
+        exchange. Over a reload it is kept when the plugin's settings are equal, since the instance is then kept too;
+        else it begins empty.
         """
         found = self.states.get(plugin)
         if found is None:

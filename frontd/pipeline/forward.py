@@ -11,13 +11,14 @@ again; `Pump` moves them upstream in a task of its own while the response may al
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 import trio
 
 from frontd.model.addresses import bracketed, plain_ip
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
-from frontd.model.headers import HOP_BY_HOP, IDENTITY_FIELDS, Headers, announced_trailers, end_to_end, normal_name
+from frontd.model.headers import HOP_BY_HOP, IDENTITY_FIELDS, Headers, Item, announced_trailers, end_to_end, normal_name
 from frontd.model.messages import Client, Request
 from frontd.model.verdicts import Identity
 from frontd.net.streams import Stream
@@ -63,8 +64,9 @@ CLIENT_FIELDS = frozenset(
         b"x-forwarded-server", b"x-forwarded-prefix", b"x-real-ip",
     )
 )  # fmt: skip
-NOT_PASSED = frozenset((b"host", b"expect", b"content-length")) | IDENTITY_FIELDS
-NOT_PASSED_OF_STRANGERS = NOT_PASSED | CLIENT_FIELDS
+# What frontd says itself of every request: its framing, who has logged on.  These fields never pass.
+NOT_PASSED = HOP_BY_HOP | IDENTITY_FIELDS | {b"host", b"expect", b"content-length"}
+CONTINUED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"via"))
 SEALED = HOP_BY_HOP | {b"content-length", b"expect"}
 VIA = b"1.1 frontd"
 MOST_PASSES = 10  # frontd before frontd before frontd is legitimate; more is a target that leads back (RFC 9110 7.6)
@@ -76,33 +78,48 @@ def upstream_headers(request: Request, client: Client, schemes: frozenset[bytes]
     `schemes` are those of authentication that the site's plugins consume: credentials of theirs end here.  Raises
     `FrontdError` with `Reason.Loop` (RFC 9110 7.6).
     """
-    if request.headers.tokens(b"via").count(VIA) >= MOST_PASSES:
-        raise FrontdError(Reason.Loop, detail=f"{MOST_PASSES} times in Via")
-    headers = end_to_end(request.headers)
-    dropped = NOT_PASSED if client.is_trusted_proxy else NOT_PASSED_OF_STRANGERS
-    headers.items = [item for item in headers.items if normal_name(item[0]) not in dropped]
-    if schemes:
-        headers.items = [
-            item for item in headers.items
-            if item[0] != b"authorization" or item[2].partition(b" ")[0].lower() not in schemes
-        ]  # fmt: skip
+    trusted = client.is_trusted_proxy
+    named = set(request.headers.tokens(b"connection"))
     # HTTP/1.0 knows requests without Host, HTTP/1.1 does not: the address the client came to stands in for the name
-    headers.items.insert(0, (b"host", b"Host", request.authority or bracketed(client.local_address).encode()))
-    _continue_list(headers, b"X-Forwarded-For", client.peer.encode())
-    if b"x-forwarded-proto" not in headers:
-        headers.add(b"X-Forwarded-Proto", client.scheme.encode())
-    if b"x-forwarded-host" not in headers and request.authority:
-        headers.add(b"X-Forwarded-Host", request.authority)
-    _continue_list(headers, b"Forwarded", _forwarded(request, client))
-    _continue_list(headers, b"Via", VIA)
-    return headers
+    host = request.authority or bracketed(client.local_address).encode()
+    items: list[Item] = [(b"host", b"Host", host)]
+    continued: dict[bytes, list[bytes]] = {}
+    for item in request.headers.items:
+        name = item[0]
+        if name in named or not _passes(name, trusted):
+            continue
+        if name in CONTINUED:
+            continued.setdefault(name, []).append(item[2])
+        elif name != b"authorization" or item[2].partition(b" ")[0].lower() not in schemes:
+            items.append(item)
+    via = continued.get(b"via", ())
+    if sum(value.count(VIA) for value in via) >= MOST_PASSES:
+        raise FrontdError(Reason.Loop, detail=f"{MOST_PASSES} times in Via")
+    come_by = _joined(continued, b"x-forwarded-for", client.peer.encode())
+    items.append((b"x-forwarded-for", b"X-Forwarded-For", come_by))
+    scheme = _joined(continued, b"x-forwarded-proto") or client.scheme.encode()
+    items.append((b"x-forwarded-proto", b"X-Forwarded-Proto", scheme))
+    if asked := _joined(continued, b"x-forwarded-host") or request.authority:
+        items.append((b"x-forwarded-host", b"X-Forwarded-Host", asked))
+    items.append((b"forwarded", b"Forwarded", _joined(continued, b"forwarded", _forwarded(request, client))))
+    items.append((b"via", b"Via", _joined(continued, b"via", VIA)))
+    return Headers(items)
+
+
+@lru_cache(maxsize=1024)
+def _passes(name: bytes, of_trusted_proxy: bool) -> bool:
+    """Whether a field may go to the app, by its lower-case name."""
+    normal = normal_name(name)
+    return name not in NOT_PASSED and normal not in NOT_PASSED and (of_trusted_proxy or normal not in CLIENT_FIELDS)
+
+
+def _joined(continued: dict[bytes, list[bytes]], name: bytes, *more: bytes) -> bytes:
+    return b", ".join([*continued.get(name, ()), *more])
 
 
 def seal(headers: Headers, request: Request, identity: Identity | None) -> None:
     """Set what no client and no plugin may say: the framing of the message, and who has logged on."""
-    headers.items = [
-        item for item in headers.items if item[0] not in SEALED and normal_name(item[0]) not in IDENTITY_FIELDS
-    ]
+    headers.items = [item for item in headers.items if _may_be_set(item[0])]
     if request.chunked:
         headers.add(b"Transfer-Encoding", b"chunked")
     elif request.content_length is not None:
@@ -118,14 +135,15 @@ def seal(headers: Headers, request: Request, identity: Identity | None) -> None:
             headers.add(b"X-Auth-Scheme", identity.scheme)
 
 
+@lru_cache(maxsize=1024)
+def _may_be_set(name: bytes) -> bool:
+    """Whether a plugin may set a field of the request, by its lower-case name."""
+    return name not in SEALED and normal_name(name) not in IDENTITY_FIELDS
+
+
 def _group(name: str) -> str:
     """A group's name in the list of them: its own commas are escaped, as is the sign that escapes."""
     return name.replace("%", "%25").replace(",", "%2C")
-
-
-def _continue_list(headers: Headers, name: bytes, value: bytes) -> None:
-    before = headers.get_all(name)
-    headers.set(name, b", ".join([*before, value]))
 
 
 def _forwarded(request: Request, client: Client) -> bytes:
@@ -200,12 +218,21 @@ def upstream_target(request: Request, strip: str) -> bytes:
 
 def downstream_headers(head: ResponseHead) -> Headers:
     """The header fields of the response to the client: no hop-by-hop fields, with Via and a Date (RFC 9110 6.6.1)."""
-    headers = end_to_end(head.headers)
-    if head.status == 204:
-        headers.remove(b"content-length")  # RFC 9110 8.6 forbids it; some apps send it all the same
-    if b"date" not in headers:
-        headers.add(b"Date", now())
-    _continue_list(headers, b"Via", VIA)
+    headers, via, dated = end_to_end(head.headers), [], False
+    kept = []
+    for item in headers.items:
+        name = item[0]
+        if name == b"via":
+            via.append(item[2])
+            continue
+        if name == b"content-length" and head.status == 204:
+            continue  # RFC 9110 8.6 forbids it; some apps send it all the same
+        dated = dated or name == b"date"
+        kept.append(item)
+    if not dated:
+        kept.append((b"date", b"Date", now()))
+    kept.append((b"via", b"Via", b", ".join([*via, VIA])))
+    headers.items = kept
     return headers
 
 

@@ -62,7 +62,10 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if isinstance(error, TimeoutError):  # to wait for the end of what hangs would take as long again
+            self.abandon()
+        else:
+            self.close()
 
     # ------------------------------------------------------------------ whole requests
 

@@ -128,7 +128,7 @@ class Loop:
         """
         scope = trio.CancelScope()
         rest = self._begin(_at_rest, scope)
-        self._wait(rest, BRIEFLY if self._has_busy_thread else THREAD_TIME)
+        self._wait(rest, BRIEFLY if self._has_busy_thread else min(THREAD_TIME, self.patience))
         self._has_busy_thread = not rest.done()
         if self._has_busy_thread:
             self.run(scope.cancel)
@@ -144,10 +144,14 @@ class Loop:
         least, left = seconds / MOST_STEPS, seconds
         self.settle()
         while left > 0:
-            step = min(left, max(self.call(_to_next_deadline), least))
-            left -= step
-            self.run(self.clock.jump, step)
+            left -= self.call(self._jump, least, left)
             self.settle()
+
+    async def _jump(self, least: float, most: float) -> float:
+        """Jump to the next deadline, but by `least` seconds at least; returns by how many."""
+        step = min(most, max(await _to_next_deadline(), least))
+        self.clock.jump(step)
+        return step
 
     @property
     def now(self) -> float:
@@ -170,7 +174,7 @@ class Loop:
         if not self._ended.done():
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self.nursery.cancel_scope.cancel)
-        self._thread.join(LOOK_TIME if self._is_blocked else self.patience)
+        self._thread.join(min(LOOK_TIME, self.patience) if self._is_blocked else self.patience)
         if self._ended.done():
             self._ended.result()
         elif not self._is_blocked:  # else the test has been told before
@@ -184,7 +188,7 @@ class Loop:
         waiting: Future[list[str]] = Future()
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(lambda: waiting.set_result(_waiting_places()))
-            wait([waiting], LOOK_TIME)
+            wait([waiting], min(LOOK_TIME, self.patience))
         if waiting.done():
             lines += [f"  a task waits at {place}" for place in waiting.result()]
             lines.append("  (the clock of the test stands still; site.clock.advance(seconds) moves it)")

@@ -182,6 +182,13 @@ def test_one_user_however_the_name_is_composed(file: Path) -> None:
     assert list(passwords.read(file).records) == ["ren\u00e9"]
 
 
+def test_no_second_user_in_other_letters(file: Path) -> None:
+    done(file, "alice", *CHEAP)
+    assert "alice is in" in failed(file, "Alice", *CHEAP)
+    assert "there is no user Alice" in failed(file, "Alice", "--delete")
+    assert list(passwords.read(file).records) == ["alice"]
+
+
 def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(tmp_path: Path, file: Path) -> None:
     assert "No such file or directory" in failed(tmp_path / "none" / "users", "alice", *CHEAP)
     assert "Not a directory" in failed(Path(__file__) / "users", "alice", *CHEAP)

@@ -150,6 +150,8 @@ def test_the_prefix_of_the_route_is_left_off(root: FileRoot, target: str, expect
 def test_no_redirect_leads_to_another_host(root: FileRoot, target: str) -> None:
     (root.path / "evil.test" / "deep").mkdir(parents=True)
     assert found(root, target) == "! NotFound"
+    if target.startswith("//evil.test"):  # a route that somebody has written like that
+        assert found(root, target, "//evil.test/") == "! NotFound"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "get"])
@@ -306,12 +308,13 @@ def found_by(beneath: Beneath, root: FileRoot, path: str) -> str:
         fileroot.open_beneath = before
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=4))
 def test_a_path_for_the_file_system_has_only_names_in_it(names: list[bytes]) -> None:
     path = "/".join("".join(f"%{byte:02X}" for byte in name) for name in names)
     decoded = file_path(path)
-    plain = not any(b"/" in name or b"\0" in name or name.startswith(b".") for name in names)
-    assert decoded == (b"/".join(names) if plain or names[0] == b".well-known" else None)
+    hidden = [name for name in names if b"/" in name or b"\0" in name or name.startswith(b".")]
+    assert decoded == (None if hidden else b"/".join(names))
 
 
 # ---------------------------------------------------------------------------------------------------- the root itself

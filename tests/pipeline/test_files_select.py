@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontd.model.conditions import MOST_RANGES, http_date, read_date, still_good, wanted_ranges
@@ -192,6 +192,7 @@ def test_conditions(file: OpenFile, status: int, fields: list[str]) -> None:
 DATES = st.integers(0, 253402300799)
 
 
+@settings(deadline=None)
 @given(DATES)
 @example(MODIFIED)
 def test_dates_are_read_as_they_are_written(seconds: int) -> None:
@@ -203,6 +204,7 @@ def test_dates_are_read_as_they_are_written(seconds: int) -> None:
         assert read_date(time.strftime("%A, %d-%b-%y %H:%M:%S GMT", time.gmtime(seconds)).encode()) == seconds
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.from_regex(rb"[A-Z][a-z]{2}, \d\d Nov \d{4} \d\d:\d\d:\d\d GMT"))
 @example(b"Sun, 99 Nov 0000 99:99:99 GMT")
 @example(b"Sun, 06 Nov 1994 08:49:60 GMT")
@@ -211,6 +213,7 @@ def test_what_is_no_date_is_none(value: bytes) -> None:
     assert seconds is None or -62135596800 <= seconds <= 253402300799
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((b"If-Match", b"If-None-Match", b"If-Range", b"If-Modified-Since",
                                            b"If-Unmodified-Since", b"Range")), st.binary(max_size=30))))  # fmt: skip
 def test_no_condition_is_a_fault(fields: list[tuple[bytes, bytes]]) -> None:
@@ -257,6 +260,7 @@ def naive(specs: list[str], text: bytes) -> tuple[int, list[bytes]]:
     return 206, [bytes(text[at] for at in part) for part in parts]
 
 
+@settings(deadline=None)
 @given(st.lists(SPEC, min_size=1, max_size=12), st.sampled_from([",", ", ", " ,\t, "]))
 @example(["0-19"], ",")
 @example(["0-4", "5-9"], ",")

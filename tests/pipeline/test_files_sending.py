@@ -129,6 +129,22 @@ async def test_several_parts(tmp_path: Path, keys: Pki | None) -> None:
             assert b"\r\n\r\n" + part + b"\r\n--" in body
 
 
+async def test_what_waits_goes_first(tmp_path: Path, keys: Pki | None) -> None:
+    first = b"f" * 8_000_000
+    async with sides(keys) as (down, client):
+        with opened(tmp_path, LARGE) as file:
+
+            async def answer() -> None:
+                down.start(200, b"OK", Headers.of((b"Content-Length", b"%d" % (len(first) + LARGE))))
+                assert not down.send(first)
+                await down.send_file(file.fd, 0, LARGE)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer)
+                _, body = await read_answer(client, len(first) + LARGE)
+    assert body == first + PATTERN[:LARGE]
+
+
 async def test_in_chunks_the_file_is_one_chunk(tmp_path: Path, keys: Pki | None) -> None:
     """Not what `select` asks for, but what a plugin may make of it by taking the length away."""
     async with sides(keys) as (down, client):

@@ -1,15 +1,16 @@
-"""A cached site for the plays: an app whose pages say how often they were made and for whom, and ways to ask for them."""
+"""A cached site for the plays: an app whose pages say how often they were made and for whom, and ways to ask for it."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from frontd.pipeline.store import MemoryStore
 from frontd_plugins.response_cache import ResponseCache
+
+from frontd.pipeline.store import MemoryStore
 from tests.wire import App, Line, Stage, app, front
 
 FRESH = "Cache-Control: max-age=60"
@@ -173,26 +174,27 @@ sites:
     urls: ["http://*/"]
     plugins: [who, {{response_cache: {{{settings}}}}}, meddler]
     routes: {{/: app}}
+    {more}
 pools:
   app: {{targets: ["{target}"]}}
   other: {{targets: ["{target}"]}}
 """
 
 
-def site(folder: Path, target: str, settings: str = "", extra: str = "") -> str:
-    """The configuration of a cached site; the plugins of the plays are in `folder`."""
-    return SITE.format(folder=folder, target=target, settings=settings, extra=extra)
-
-
 @asynccontextmanager
-async def cached(tmp_path: Path, settings: str = "", extra: str = "") -> AsyncIterator[Play]:
-    """A cached site.  At its end nothing of any exchange is left on the plugin."""
+async def cached(tmp_path: Path, settings: str = "", extra: str = "", more: str = "") -> AsyncIterator[Play]:
+    """A cached site: the plugin's `settings`, `extra` lines at the top, `more` of the site.
+
+    At its end nothing of any exchange is left on the plugin.
+    """
     folder = tmp_path / "plugins"
     folder.mkdir()
     (folder / "helpers.py").write_text(HELPERS)
     pages = Pages()
-    async with app(pages.serve) as it, front(site(folder, it.url, settings, extra), tmp_path) as stage:
-        play = Play(stage, pages, it)
+    async with AsyncExitStack() as stack:
+        it = await stack.enter_async_context(app(pages.serve))
+        text = SITE.format(folder=folder, target=it.url, settings=settings, extra=extra, more=more)
+        play = Play(await stack.enter_async_context(front(text, tmp_path)), pages, it)
         cache = play.cache
         yield play
     assert not cache._flights

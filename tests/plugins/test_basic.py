@@ -29,8 +29,8 @@ async def test_the_log_tells_a_wrong_password_from_an_unknown_user_and_the_clien
     desk = Desk(tmp_path)
     wrong = await desk.answer(exchange(basic_field("alice", "Secret")))
     unknown = await desk.answer(exchange(basic_field("hunter2-in-the-wrong-field", "secret")))
-    assert wrong == Refuse(401, "LogonFailed", log="the password for alice is wrong")
-    assert unknown == Refuse(401, "LogonFailed", log="there is no such user")
+    assert wrong == Refuse(401, "LogonFailed", substatus=1, log="the password for alice is wrong")
+    assert unknown == Refuse(401, "LogonFailed", substatus=1, log="there is no such user")
 
 
 async def test_names_are_compared_exactly(tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ def test_one_user_twice_however_it_is_written(tmp_path: Path) -> None:
     )
 
 
+def test_one_user_in_other_letters(tmp_path: Path) -> None:
+    """Rules take the two for one, so the second would have the rights of the first."""
+    assert refused(tmp_path, f"admin:{HASH}\nAdmin:{HASH}\n") == (
+        "FILE:2: Admin stands in line 1 already; remove one of them",
+    )
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large").write_bytes(b"")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import trio
 
 import frontd
-from frontd.testing import AppRequest, SiteUnderTest, site
+from frontd.testing import AppRequest, site
 
 RELEASE = threading.Event()
 
@@ -193,17 +192,23 @@ def test_what_an_app_of_the_test_raises_is_raised_in_the_test() -> None:
     def broken(request: AppRequest) -> str:
         raise ZeroDivisionError(request.path)
 
-    with pytest.raises(ZeroDivisionError, match="/x"):
+    def play() -> None:
         with site() as s:
             s.app.respond(broken)
             s.get("/x")
 
+    with pytest.raises(ZeroDivisionError, match="/x"):
+        play()
+
 
 def test_what_a_test_raises_is_not_hidden() -> None:
-    with pytest.raises(LookupError, match="of the test"):
+    def play() -> None:
         with site({Failing: {"hook": "log"}}) as s:
             s.get("/")
             raise LookupError("of the test")
+
+    with pytest.raises(LookupError, match="of the test"):
+        play()
 
 
 # ---------------------------------------------------------------------------------------------------- nothing stays
@@ -235,7 +240,7 @@ def test_two_sites_do_not_know_of_each_other() -> None:
     with site({Failing: {"hook": "filter_request"}}) as one, site() as two:
         assert (one.get("/").status, two.get("/").status) == (500, 200)
         one.clock.advance(60)
-        assert (one.clock.now, two.clock.now) == (pytest.approx(60), 0)
+        assert (round(one.clock.now), round(two.clock.now)) == (60, 0)
         assert (len(one.log), len(two.log)) == (1, 1)
 
 
