@@ -5,11 +5,11 @@ How it works
 The rules are asked in their order.  A rule *covers* a request when its path and its methods do, and **the first rule
 that covers the request decides, whoever is asking**: who is named in its `deny`, or is not named in its `allow`, is
 refused, and no later rule is asked.  A request that no rule covers is refused.  (IIS URL Authorization goes on to the
-next rule when the user is not named, with an implied "allow all" at the end; here a rule for ``/admin/`` is the whole
-truth about ``/admin/``.)
+next rule when the user is not named, and ships with one that allows everybody; here a rule for ``/admin/`` is the
+whole truth about ``/admin/``.)
 
 * A path covers complete segments, as routes do: ``/admin/`` covers ``/admin`` and ``/admin/x``, never ``/administer``;
-  ASCII case does not count.
+  ASCII case does not count.  Paths are those of the site, as clients ask for them, before a route strips its prefix.
 * An app may take a path for another one: ``//admin/``, ``/x;y/admin``, ``/x%2F..%2Fadmin`` (`frontd.path_readings` has
   the list).  Each such reading is put to the rules, and one refusal refuses the request.  A path that could be anything
   must be let in by every rule.  Names that only begin alike (``/admin.json``) are other names: an app that serves the
@@ -45,7 +45,7 @@ import frontd
 ANONYMOUS, AUTHENTICATED = "anonymous", "authenticated"
 _KINDS = ("group", "user")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
-_INSTEAD = {"*": ANONYMOUS, "?": ANONYMOUS}  # of ASP.NET and IIS: everybody, and whoever has not logged on
+_OF_IIS = ("*", "?")  # everybody, and whoever has not logged on
 
 
 class Rule(frontd.Settings):
@@ -100,7 +100,7 @@ class Rule(frontd.Settings):
 def _wrong_word(word: str) -> str:
     """What is wrong with a word for users, as a sentence; empty: nothing."""
     kind, colon, name = word.partition(":")
-    if word in _INSTEAD:
+    if word in _OF_IIS:
         return f"{word!r} is not a name here; the words are `anonymous` (everybody) and `authenticated`"
     if colon and kind in _KINDS:
         return "" if name.strip() == name != "" else f"{word!r}: a name is expected right after the colon"

@@ -170,7 +170,9 @@ class IpFilter(frontd.Plugin):
 
     def _count(self, exchange: frontd.Exchange, key: str, is_outside: bool) -> frontd.Refuse | None:
         given, now = self.settings, trio.current_time()
-        use = self._busy.get(key) or self._idle.pop(key, None) or Use(key, 0, float(given.requests or 0), now, -math.inf)
+        use = self._busy.get(key) or self._idle.pop(key, None)
+        if use is None:
+            use = Use(key, 0, float(given.requests or 0), now, -math.inf)
         refusal = None
         if is_outside:
             self._remark(use, now, "the address is outside of the rules")

@@ -11,6 +11,7 @@ Single flight: the first fetch of a URL leads a *flight*, and requests for the s
 `lock_timeout`.  They are given what the leader has stored.  When its answer may not be stored, or the app gave none,
 they all go forward at once; and of a URL whose answer may not be stored this is remembered for a while (Varnish's
 hit-for-miss), so that its requests do not stand in line.  When the leader's client leaves, one of them leads on.
+Personal requests wait for one another only where the last answer was for everybody: most answers to them are not.
 
 Who gets what: a request is *personal* when there is an identity, a client certificate or an ``Authorization`` field.
 An answer passes from or to a personal request only when the app said ``public`` or ``s-maxage``.  A cookie makes no
@@ -63,12 +64,12 @@ class Trail:
     """What is known of an exchange here: the URL it asks for, why it went forward (RFC 9211 2.2), what became of it.
 
     `asked` is when it went forward, on trio's clock; `flight` the one it leads; `response` the app's answer; `stores`
-    tells that it is on its way into the store.
+    tells that it is on its way into the store, `hopes` that an answer which others can use is to be expected.
     """
 
     __slots__ = (
-        "asked", "destination", "detail", "flight", "is_personal", "is_unsafe", "may_store", "response", "stores",
-        "url", "why",
+        "asked", "destination", "detail", "flight", "hopes", "is_personal", "is_unsafe", "may_store", "response",
+        "stores", "url", "why",
     )  # fmt: skip
 
     def __init__(self, exchange: frontd.Exchange) -> None:
@@ -76,6 +77,7 @@ class Trail:
         self.destination: Destination = (exchange.route, exchange.pool)
         self.is_personal = is_personal(exchange)
         self.is_unsafe = exchange.request.method not in _SAFE
+        self.hopes = not self.is_personal
         self.may_store = False
         self.asked = 0.0
         self.why = "uri-miss"
@@ -157,7 +159,7 @@ class ResponseCache(frontd.Plugin):
         age = trio.current_time() - entry.born
         left = entry.lifetime - age
         if left <= 0:
-            trail.why = "stale"
+            trail.why, trail.hopes = "stale", trail.hopes or entry.is_shared
             if len(shelf) == 1:
                 self.store.remove((NAME, *trail.url))
             return None
@@ -177,13 +179,14 @@ class ResponseCache(frontd.Plugin):
 
     def _lead(self, trail: Trail, ask: Ask) -> None:
         """Others wait for this one from now on; not for a HEAD, nor for a GET whose answer may be a 304."""
-        if trail.may_store and not ask.is_conditional:
+        if trail.may_store and trail.hopes and not ask.is_conditional:
             trail.flight = self._flights[trail.key] = Flight()
 
     async def _wait(
         self, exchange: frontd.Exchange, trail: Trail, ask: Ask, flight: Flight
     ) -> frontd.Response | None:
         """The answer that `flight` brings, or that of whoever leads after it; None: ask the app after all."""
+        trail.hopes = True
         with trio.move_on_after(self.settings.lock_timeout):
             while True:
                 await flight.ended.wait()

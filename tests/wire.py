@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from frontd.config.load import Loaded, loads
+from frontd.config.plugins import Discover
 from frontd.pipeline.discovery import Discovery
 from frontd.processes.front import Front
 
@@ -29,11 +30,9 @@ log: {{access: {{to: "{state}/access.log", format: json}}, error: {{to: "{state}
 """
 
 
-def configuration(text: str, state: Path) -> Loaded:
+def configuration(text: str, state: Path, discover: Discover = DISCOVERY.catalogue) -> Loaded:
     """A configuration for a test: `text` plus a state directory, a control socket and log files under `state`."""
-    return loads(
-        BASE.format(state=state) + text, "frontd.yaml", state, environ={}, discover=DISCOVERY.catalogue
-    )
+    return loads(BASE.format(state=state) + text, "frontd.yaml", state, environ={}, discover=discover)
 
 
 def one_pool(target: str, *, site: str = "", pool: str = "", extra: str = "") -> str:
@@ -222,9 +221,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def front(text: str, state: Path) -> AsyncIterator[Stage]:
-    """A front that serves the configuration `text`."""
-    it = Front.open(configuration(text, state))
+async def front(text: str, state: Path, discover: Discover = DISCOVERY.catalogue) -> AsyncIterator[Stage]:
+    """A front that serves the configuration `text`, with the plugins that `discover` finds."""
+    it = Front.open(configuration(text, state, discover))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(it.run)

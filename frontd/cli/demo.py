@@ -27,7 +27,7 @@ class Stopped(BaseException):
 @click.command(short_help="See all of it on this machine; nothing to set up.")
 @click.option("--check", "verify", is_flag=True, help="Run the printed lines, verify each answer, exit 0 or 1.")
 def demo(verify: bool) -> None:
-    """See all of it: three small apps, frontd in front of them, lines to try.
+    """See all of it: three small apps, frontd with plugins in front of them, lines to try.
 
     Then one app is killed and started again under load, and no request fails.  Ctrl-C stops everything.
     """
@@ -81,6 +81,7 @@ def _play() -> None:
 
 
 def _introduce(world: World, colour: bool) -> None:
+    from frontd.cli.demo_files import PASSWORD, USER, plugin_file, static_folder
     from frontd.cli.demo_world import HTTP_PORT, HTTPS_PORT
 
     for wanted, got in ((HTTPS_PORT, world.https_port), (HTTP_PORT, world.http_port)):
@@ -90,6 +91,10 @@ def _introduce(world: World, colour: bool) -> None:
         (f"{world.url}/", f"one app, {world.apps['app'].target}"),
         (f"{world.url}/replicas/", f"two apps in turn, {world.apps['blue'].target} and {world.apps['green'].target}"),
         (f"{world.url}/dead/", "an address where nothing listens"),
+        (f"{world.url}/private/", f"after a logon: user {USER}, password {PASSWORD}"),
+        (f"{world.url}/cached", "kept in memory for a minute, for the app says that it may be"),
+        (f"{world.url}/static/", f"files in {static_folder(world.folder)}"),
+        (f"{world.url}/hello", f"answered by {plugin_file(world.folder)}"),
         (f"{world.http_url}/", "redirects to https"),
     ]
     files = [

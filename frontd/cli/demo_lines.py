@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from frontd.cli.children import stop
+from frontd.cli.demo_files import MOTTO, PASSWORD, USER
 from frontd.cli.demo_world import World, frontd_command, python_command
 
 UPLOAD = 20_000_000  # bytes
 LINE_TIMEOUT = 10.0  # seconds
+_PART = "0-8"  # of the motto: its first two words
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,46 @@ def lines_to_try(world: World) -> list[Line]:
             f"{curl} -sS -i {ca} {world.url}/dead/",
             _all("HTTP/1.1 503", "AppOffline"),
         ),
-        Line("what runs", f"{frontd} status {control}", _all("LISTENER", "POOL", "replicas", "AppOffline")),
+        Line(
+            "a path that asks for a logon",
+            f"{curl} -sS -i {ca} {world.url}/private/",
+            _all("HTTP/1.1 401", "WWW-Authenticate: Basic realm=", "LogonRequired"),
+        ),
+        Line(
+            f"user {USER}, password {PASSWORD}: the app is told who it is",
+            f"{curl} -sS -i {ca} -u {USER}:{PASSWORD} {world.url}/private/",
+            _all("HTTP/1.1 200", f"X-Remote-User: {USER}", "X-Auth-Scheme: Basic"),
+        ),
+        Line(
+            "what an app says is fresh for a minute: the second answer comes from memory, with its Age",
+            f"{curl} -sS -i {ca} {world.url}/cached {world.url}/cached",
+            _kept,
+        ),
+        Line(
+            "nobody needs to see that: filtered as IIS does it, with its substatus",
+            f"{curl} -sS -i {ca} {world.url}/.git/config",
+            _all("HTTP/1.1 404", "404.8", "Rejected"),
+        ),
+        Line("a file, without any app", f"{curl} -sS {ca} {world.url}/static/motto.txt", _all(MOTTO)),
+        Line(
+            "a part of it",
+            f"{curl} -sS -i {ca} -r {_PART} {world.url}/static/motto.txt",
+            _all("HTTP/1.1 206", f"Content-Range: bytes {_PART}/{len(MOTTO)}", f"\r\n\r\n{MOTTO[:9]}"),
+        ),
+        Line(
+            "a plugin of your own is a file: plugins/hello.py",
+            f"{curl} -sS {ca} {world.url}/hello",
+            _all("Hello, ", "This is plugins/hello.py."),
+        ),
+        Line(
+            "what runs",
+            f"{frontd} status {control}",
+            _all("LISTENER", "PLUGIN", "hello", "POOL", "replicas", "AppOffline"),
+        ),
         Line(
             "which way a URL goes, and why",
             f"{frontd} explain {world.url}/replicas/x {control}",
-            _all("certificate", "/replicas/", "replicas"),
+            _all("certificate", "cache_lookup: response_cache", "/replicas/", "replicas"),
         ),
     ]
 
@@ -78,6 +115,17 @@ def _all(*needles: str) -> Callable[[str], str]:
 def _turns(output: str) -> str:
     names = set(re.findall(r"This is the sample app '(\w+)'", output))
     return "" if names == {"blue", "green"} else f"answers came from {sorted(names) or 'nobody'}, not from both apps"
+
+
+def _kept(output: str) -> str:
+    """Two answers as ``curl -i`` prints them: the second has an Age, and is the same."""
+    answers = [answer.partition("\r\n\r\n") for answer in output.split("HTTP/1.1 200 ")[1:]]
+    if len(answers) != 2:
+        return "there are not two pages"
+    (_, _, first), (head, _, second) = answers
+    if "\r\nage: " not in head.lower():
+        return "the second answer has no Age"
+    return "" if first == second else "the app was asked twice"
 
 
 def _uploaded(output: str) -> str:

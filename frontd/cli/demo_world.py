@@ -1,4 +1,4 @@
-"""What `frontd demo` builds: three sample apps, a configuration file, frontd in front of them.
+"""What `frontd demo` builds: three sample apps, a configuration file with plugins, frontd in front of them.
 
 Everything lies in ``<state_dir>/demo/`` (``demo-2`` and so on while another demo of this user runs: each holds a lock
 on its folder).  All processes are children that end with this one (see `children`).
@@ -21,9 +21,11 @@ from pathlib import Path
 
 from frontd.cli.children import spawn, stop
 from frontd.cli.common import Failure, loopback_addresses, pick_port, state_dir_failure
+from frontd.cli.demo_files import plugins_folder, static_folder, users_file, write_files
 from frontd.cli.proxy import listeners, quoted
 
 HTTPS_PORT, HTTP_PORT = 8443, 8080
+APPS = ("app", "blue", "green")
 START = 15.0  # seconds that a child may take to start, on a loaded machine
 # -P: a folder named frontd in the current directory is not the package (python(1), sys.flags.safe_path).
 PYTHON = (sys.executable, "-P")
@@ -79,12 +81,21 @@ class World:
 
     def start_app(self, name: str) -> None:
         """Start a sample app, or start it again on the port it had.  Raises `Failure`."""
+        self.launch_app(name)
+        self.await_app(name)
+
+    def launch_app(self, name: str) -> None:
+        """The first half of `start_app`: the process is made."""
         port = self.apps[name].port if name in self.apps else 0
         process = spawn(
             [*PYTHON, "-m", "frontd.cli.sample_app", "--port", str(port), "--name", name],
             stdout=subprocess.PIPE,
         )
         self.apps[name] = App(name, process, port)
+
+    def await_app(self, name: str) -> None:
+        """The second half of `start_app`: the app listens.  Raises `Failure`."""
+        process = self.apps[name].process
         assert process.stdout is not None
         with process.stdout as output:  # its first line says where it listens
             line = output.readline().decode()
@@ -124,8 +135,14 @@ def build() -> Iterator[World]:
             dead_port=dead.getsockname()[1],
         )
         try:
-            for name in ("app", "blue", "green"):
-                world.start_app(name)
+            for name in APPS:
+                world.launch_app(name)
+            try:
+                write_files(folder)  # while they start
+            except OSError as error:
+                raise state_dir_failure(error) from None
+            for name in APPS:
+                world.await_app(name)
             world.config.write_text(
                 configuration(world, certificate.cert, certificate.key, None if in_container() else local)
             )
@@ -167,7 +184,7 @@ def _control_path(folder: Path) -> Path:
 
 def configuration(world: World, cert: Path, key: Path, addresses: list[str] | None) -> str:
     """The demo's frontd.yaml."""
-    app, blue, green = (world.apps[name].target for name in ("app", "blue", "green"))
+    app, blue, green = (world.apps[name].target for name in APPS)
     return "\n".join(
         [
             "# Written by 'frontd demo'. The three apps behind it exist only while it runs.",
@@ -178,15 +195,30 @@ def configuration(world: World, cert: Path, key: Path, addresses: list[str] | No
             "  certificates:",
             f"    - cert: {quoted(str(cert))}",
             f"      key: {quoted(str(key))}",
+            f"plugins_dir: {quoted(str(plugins_folder(world.folder)))}   # each file in it is a plugin",
             "sites:",
             "  demo:",
             "    urls:",
             f"      - {world.url}/          # http://localhost:{world.http_port}/ redirects here",
+            "    plugins:                        # asked in this order",
+            "      - request_filter              # IIS's rules: /.git/config is 404.8",
+            "      - hello:                      # hello.py in plugins_dir",
+            "          word: Hello",
+            "      - basic:",
+            f"          users: {quoted(str(users_file(world.folder)))}   # made by 'frontd passwd'",
+            "          realm: frontd demo",
+            "      - authorize:                  # the first rule that covers a request decides",
+            "          - path: /private/",
+            "            allow: [authenticated]",
+            "          - allow: [anonymous]",
+            "      - response_cache              # keeps what says how long it is fresh",
             "    routes:",
             "      /: app",
             "      /replicas/:",
             "        pool: replicas",
             "        strip_prefix: true",
+            "      /static/:",
+            f"        files: {quoted(str(static_folder(world.folder)))}",
             "      /dead/: dead",
             "pools:",
             "  app:",

@@ -19,9 +19,10 @@ from frontd.cli.tables import styled, use_colour
 @socket_option
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def explain(url: str, config: str | None, socket_path: str | None, as_json: bool) -> None:
-    """Say where a URL leads: listener, certificate, site, route, pool, target.
+    """Say where a URL leads: listener, certificate, site, route, then pool and target, or a file.
 
-    Each step says why it was chosen and why every alternative lost.
+    Each step says why it was chosen and why every alternative lost.  The plugins of the site are named in their order,
+    by what they are asked; they are not asked now.
     """
     if "://" not in url:
         url = "https://" + url

@@ -19,7 +19,7 @@ _STATES = {"up": "green", "serving": "green", "down": "red", "draining": "yellow
 @socket_option
 @click.option("--json", "as_json", is_flag=True, help="The whole answer as JSON.")
 def status(socket_path: str | None, as_json: bool) -> None:
-    """Listeners, sites, pools and certificates of the running frontd."""
+    """Listeners, sites, plugins, pools and certificates of the running frontd."""
     answer = fetch(find_socket(socket_path), "/status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
@@ -46,12 +46,13 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
         ["SITE", "REQUESTS", "ERRORS", "URLS"],
         [[row["name"], row["requests"], row["errors"], ", ".join(row["urls"])] for row in answer["sites"]],
     )
+    add(["SITE", "PLUGIN", "HOOKS"], _plugin_rows(answer["sites"]))
     add(
         ["POOL", "TARGET", "ADDRESS", "STATE", "ACTIVE", "IDLE", "CONCURRENCY", "ERROR"],
         [
             [
-                pool["name"], target["target"], target["address"], target["state"],
-                target["active"], target["idle"], target["concurrency"], target["error"],
+                "on demand" if pool["on_demand"] else pool["name"], target["target"], target["address"],
+                target["state"], target["active"], target["idle"], target["concurrency"], target["error"],
             ]
             for pool in answer["pools"]
             for target in pool["targets"]
@@ -75,6 +76,15 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
     return "\n\n".join(parts)
 
 
+def _plugin_rows(sites: list[dict[str, Any]]) -> list[list[object]]:
+    """Who is asked on each site, in that order; the plugins of the whole server come first, once."""
+    everywhere = [row for row in sites[0]["plugins"] if row["server"]] if sites else []
+    rows: list[list[object]] = [["every site", row["name"], ", ".join(row["hooks"])] for row in everywhere]
+    for site in sites:
+        rows += [[site["name"], row["name"], ", ".join(row["hooks"])] for row in site["plugins"] if not row["server"]]
+    return rows
+
+
 def _headline(answer: dict[str, Any], colour: bool) -> str:
     state = answer["state"] if answer["ready"] or answer["state"] != "serving" else "not ready"
     config = answer["config"]
@@ -89,11 +99,27 @@ def _headline(answer: dict[str, Any], colour: bool) -> str:
         lines += ["  " + line for error in last["errors"] for line in str(error).splitlines()]
     elif last:
         lines.append(f"last reload {last['at']}: {', '.join(last['changed']) or 'nothing changed'}")
+    if any(site["plugins"] for site in answer["sites"]):
+        store = answer["store"]
+        used, limit = memory(store["used"]), memory(store["limit"])
+        lines.append(f"memory of plugins: {used} of {limit}, entries: {store['entries']}")
     if answer["log"]["dropped"]:
         lines.append(styled(f"{count(answer['log']['dropped'], 'log line')} lost: the log is too slow", "red", colour))
     if answer["dropped_underscore_fields"]:
         lines.append(f"{count(answer['dropped_underscore_fields'], 'header field')} with _ in the name dropped")
     return "\n".join(lines)
+
+
+def memory(size: int) -> str:
+    """Bytes for people: ``512 bytes``, ``1.2 KiB``, ``64.0 MiB``."""
+    if size < 1024:
+        return f"{size} bytes"
+    amount, unit = size / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.1f} {unit}"
 
 
 def address(listener: dict[str, Any]) -> str:

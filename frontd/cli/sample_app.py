@@ -5,9 +5,11 @@
 | ``/`` | a page with what the app saw of the request (text, or HTML for a browser) |
 | ``/upload`` | POST or PUT: counts the bytes of the body and their SHA-256, in constant memory |
 | ``/download?bytes=N`` | N bytes, streamed |
+| ``/cached?s=S`` | the time, which a cache may keep for S seconds (60) |
 | ``/sleep?s=S`` | answers after S seconds |
 | ``/echo`` | WebSocket echo (RFC 6455) |
 | ``/healthz`` | ``ok`` |
+| ``/page…``, ``/private/…`` | the same as ``/``: a few more addresses |
 
 How it works: one trio task per connection, h11 for HTTP/1.1, one write per short answer.  SIGTERM or SIGINT: it stops
 accepting and drops idle connections at once; requests in flight get one second.
@@ -25,6 +27,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -38,6 +41,8 @@ GRACE = 1.0  # seconds that requests in flight have after SIGTERM
 CHUNK = 65536  # bytes per read and per piece of a download
 MAX_DOWNLOAD = 1 << 40  # bytes; a typo should not run for ever
 MAX_SLEEP = 3600.0  # seconds
+MAX_AGE = 1 << 31  # seconds, RFC 9111 1.2.2: what counts as "for ever"
+MORE_PAGES = ("/page", "/private/")
 
 
 @dataclass(slots=True)
@@ -89,20 +94,23 @@ class Request:
         while not isinstance(await self.next_part(), h11.EndOfMessage):
             pass
 
-    async def answer(self, status: int, text: str, content_type: str = "text/plain; charset=utf-8") -> None:
-        """A whole answer in one write."""
+    async def answer(
+        self, status: int, text: str, content_type: str = "text/plain; charset=utf-8", *fields: tuple[str, str]
+    ) -> None:
+        """A whole answer in one write; `fields` are added to its head."""
         body = text.encode()
-        data = self.head(status, content_type, len(body))
+        data = self.head(status, content_type, len(body), *fields)
         if self.method != "HEAD":
             data += _bytes(self.http.send(h11.Data(data=body)))
         await self.stream.send_all(data + _bytes(self.http.send(h11.EndOfMessage())))
 
-    def head(self, status: int, content_type: str, length: int) -> bytes:
+    def head(self, status: int, content_type: str, length: int, *fields: tuple[str, str]) -> bytes:
         """The head of an answer with `length` bytes of body."""
         headers = [
             ("Content-Type", content_type),
             ("Content-Length", str(length)),
             ("X-Sample-App", self.server.name),
+            *fields,
         ]
         if self.server.stopping:
             headers.append(("Connection", "close"))
@@ -177,6 +185,18 @@ async def download(request: Request) -> None:
     request.http.send(h11.EndOfMessage())  # writes nothing: the length was announced
 
 
+async def cached(request: Request) -> None:
+    """Says when it was made, and for how long it is fresh (RFC 9111 5.2.2.1)."""
+    await request.drain()
+    seconds = _number(request, "s", 60, MAX_AGE)
+    if seconds is None:
+        await request.answer(400, f"s is a number of seconds from 0 to {MAX_AGE}\n")
+        return
+    text = f"made by {request.server.name!r} at {datetime.now(UTC).isoformat()}, fresh for {int(seconds)} s\n"
+    freshness = ("Cache-Control", f"max-age={int(seconds)}")
+    await request.answer(200, text, "text/plain; charset=utf-8", freshness)
+
+
 async def sleep(request: Request) -> None:
     """Answers late."""
     await request.drain()
@@ -223,6 +243,7 @@ PAGES: dict[str, Callable[[Request], Awaitable[None]]] = {
     "/": page,
     "/upload": upload,
     "/download": download,
+    "/cached": cached,
     "/sleep": sleep,
     "/echo": websocket,
     "/healthz": healthz,
@@ -244,8 +265,8 @@ async def _respond(server: Server, stream: trio.abc.Stream, http: h11.Connection
     if server.delay:
         await trio.sleep(server.delay)
     handler = PAGES.get(request.path)
-    if handler is None and request.path.startswith("/page"):
-        handler = page  # a few more addresses to click on
+    if handler is None and request.path.startswith(MORE_PAGES):
+        handler = page
     if handler is not None:
         await handler(request)
     else:

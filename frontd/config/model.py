@@ -354,6 +354,8 @@ class Route(Part):
             raise ValueError("a route has exactly one of `pool`, `target`, `files` and `redirect`")
         if self.files is None and "index" in self.model_fields_set:
             raise ValueError("`index` belongs to `files`")
+        if any("/" in name or name.startswith(".") for name in self.index):
+            raise ValueError("`index` names files of the directory itself, such as index.html")
         if self.files is not None and self.strip_prefix:
             raise ValueError("`strip_prefix` needs `pool` or `target`; `files` always leaves the route's prefix off")
         if self.redirect is not None and self.strip_prefix:

@@ -9,6 +9,9 @@ Writing: everything goes through `send_now`, which keeps what the kernel did not
 (16 KiB) is offered per call, and after WantWrite *the same bytes* are offered again before anything else: OpenSSL has
 already encrypted part of them and would otherwise deliver a silent mixture of two answers.
 
+Files: `send_file` lets the kernel move the bytes (``sendfile``), and copies them part by part where it cannot: over
+TLS, and for file systems that do not know how.
+
 Closing: a socket closed with unread bytes in its receive buffer sends RST, which makes the peer throw away the answer
 it has not read yet.  So an answer that ends a connection is followed by `close_gracefully`: TLS close_notify once,
 SHUT_WR, then a bounded drain (RFC 9112 9.6).
@@ -16,6 +19,7 @@ SHUT_WR, then a bounded drain (RFC 9112 9.6).
 Invariants
 ----------
 * One owner, one writer per stream.  A cancelled writer with bytes pending leaves a stream that can only be closed.
+  A file that was cut leaves nothing pending: who sends one knows by the framing that the answer is not complete.
 * Reads ask for at least one full TLS record, so nothing readable stays hidden inside OpenSSL.
 * Foreign exceptions end here: a broken connection is `Broken`, whatever the layer below called it.
 """

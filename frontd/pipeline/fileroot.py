@@ -15,7 +15,8 @@ path names, and the next request sees the new one.  A file that is being sent st
 Invariants
 ----------
 * What is opened is a regular file; a FIFO does not block, a device or socket is not kept open.
-* A path for `open_beneath` is relative, and has neither empty nor ``.`` nor ``..`` segments: its callers see to that.
+* A path for `open_beneath` is relative, without empty, ``.`` or ``..`` segments: its callers see to that, and whatever
+  comes all the same is refused or stays beneath.
 * No file descriptor outlives the exchange: `OpenFile` is a context manager.
 """
 
@@ -72,7 +73,9 @@ def open_by_kernel(folder: int, path: bytes) -> int:
 
 def open_by_walk(folder: int, path: bytes) -> int:
     """Open `path` beneath the directory `folder` segment by segment, following no symbolic link.  Raises `OSError`."""
-    *folders, name = path.split(b"/")
+    *folders, name = segments = path.split(b"/")
+    if not {b"", b".", b".."}.isdisjoint(segments):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
     here = folder
     try:
         for segment in folders:

@@ -212,7 +212,8 @@ def _validators(headers: Headers, file: OpenFile) -> tuple[bytes, int]:
     if not is_tag(tag):
         tag = file.tag
         headers.set(b"ETag", tag)
-    said = read_date(headers.get(b"last-modified"))
+    value = headers.get(b"last-modified")
+    said = read_date(value) if value else None
     if said is not None:
         return tag, said
     modified = max(0, min(file.modified, int(time.time())))  # never later than Date (RFC 9110 8.8.2.1)

@@ -13,7 +13,8 @@ Invariants
 ----------
 * Order is that of the configuration, the server's plugins before the site's.
 * A hook is waited for in the task lane only (`net.traps`); a phase without coroutines is left without a wait.
-* A hook whose answer is of a type that its specification does not list has failed.
+* A hook whose answer is of a type that its specification does not list has failed, and so has one whose answer cannot
+  be sent as it is (`_fit`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import pluggy
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.messages import Client, Exchange
+from frontd.model.headers import Headers, bad_field, octets
+from frontd.model.messages import Client, Exchange, Response
+from frontd.model.verdicts import Continue, Identity, Refuse
 from frontd.net.traps import task_lane
 from frontd.pipeline import hookspecs
 from frontd.pipeline.plugin import Plugin
@@ -172,6 +175,7 @@ async def first(phase: Phase, exchange: Exchange) -> Any:
                 continue
             if type(answer) not in hook.allows:
                 answer = await _waited_for(hook, answer)
+            _fit(answer)
         except FrontdError:
             raise
         except Exception as error:
@@ -192,8 +196,11 @@ async def first_soft(phase: Phase, exchange: Exchange, *more: object) -> Any:
     for hook in phase:
         try:
             answer = hook.function(exchange, *more)
-            if answer is not None and type(answer) not in hook.allows:
+            if answer is None:
+                continue
+            if type(answer) not in hook.allows:
                 answer = await _waited_for(hook, answer)
+            _fit(answer)
         except Exception as error:
             exchange.faults.append((hook.where, error))
             continue
@@ -215,13 +222,15 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
     for hook in phase:
         try:
             answer = hook.function(subject)
-            if answer is not None and type(answer) not in hook.allows:
+            if answer is None:
+                continue
+            if type(answer) not in hook.allows:
                 raise _wrong_type(hook, answer)
+            _fit(answer)
         except Exception as error:
             faults.append((hook.where, error))
             continue
-        if answer is not None:
-            answers.append(answer)
+        answers.append(answer)
     return answers
 
 
@@ -241,6 +250,51 @@ def _wrong_type(hook: Hook, answer: object) -> TypeError:
         answer.close()
     names = " or ".join([*sorted(kind.__name__ for kind in hook.allows), "None"])
     return TypeError(f"it returned {type(answer).__name__}; it may return {names}")
+
+
+def _fit(answer: object) -> None:
+    """Raises `ValueError` or `TypeError` when an answer of the right type cannot be sent: here it is still known whose
+    it is."""
+    values: tuple[Any, ...] = ()
+    if isinstance(answer, Identity):
+        values = answer.name, answer.scheme, *answer.groups
+    elif isinstance(answer, Response):
+        if fault := bad_status(answer.status) or unsendable(answer):
+            raise ValueError(fault)
+        if answer.body is None:
+            raise ValueError("an answer without a body is the app's, and nobody else's")
+    elif isinstance(answer, Refuse):
+        if fault := bad_field(Response(answer.status, answer.headers).headers):
+            raise ValueError(fault)
+    elif isinstance(answer, Continue):
+        values = answer.scheme, answer.token
+    elif isinstance(answer, str):  # a challenge, or the name of a destination
+        values = (answer,)
+        if not answer:
+            raise ValueError("it returned an empty text")
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{type(answer).__name__} holds {type(value).__name__} where a text belongs")
+        if not (value.isprintable() and value.isascii() and value == value.strip()):
+            fault = bad_field(Headers.of((type(answer).__name__.encode(), octets(value))))
+            if fault:
+                raise ValueError(fault)
+
+
+def bad_status(status: object) -> str:
+    """What is wrong with the status of an answer; empty: nothing."""
+    fine = type(status) is int and 200 <= status <= 599
+    return "" if fine else f"{status!r} is no status of an answer (200 to 599)"
+
+
+def unsendable(response: Response) -> str:
+    """What is wrong with fields or body of an answer that passed through a plugin's hands; empty: nothing."""
+    if response.body is not None and not isinstance(response.body, bytes):
+        return f"a body is bytes, not {type(response.body).__name__}"
+    try:
+        return bad_field(response.headers)
+    except (AttributeError, TypeError, ValueError):
+        return "the header fields are no frontd.Headers of bytes any more"
 
 
 def plugin_fault(exchange: Exchange, where: str, error: Exception) -> FrontdError:

@@ -6,14 +6,14 @@ Invariant: whatever plugins did to the fields of an answer, its framing is ours 
 from __future__ import annotations
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.headers import HOP_BY_HOP, Headers, bad_field
+from frontd.model.headers import HOP_BY_HOP, Headers
 from frontd.model.messages import Exchange, Response
 from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
 from frontd.net.traps import task_lane
 from frontd.pipeline.admission import Answer
 from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
 from frontd.pipeline.forward import Downstream
-from frontd.pipeline.phases import NO_PHASES, Phases, each_soft, first_soft, plugin_fault, tell
+from frontd.pipeline.phases import NO_PHASES, Phases, bad_status, each_soft, first_soft, plugin_fault, tell, unsendable
 from frontd.protocol.scan import ResponseHead
 
 
@@ -32,10 +32,10 @@ async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Ans
         answer = redirect_to(answer.url, answer.status)
     elif isinstance(answer, Continue):
         answer = Response(401, [(b"WWW-Authenticate", f"{answer.scheme} {answer.token}")], text="401 Unauthorized\n")
-    elif answer.status == 401 and b"www-authenticate" not in answer.headers:
-        challenge(exchange, phases, answer.headers)
-    if fault := bad_field(answer.headers):
-        raise plugin_fault(exchange, "answer", ValueError(fault))
+    else:  # a copy: what is added on the way out must not stay on an answer that a plugin gives again
+        answer = Response(answer.status, answer.headers.copy(), answer.body)
+        if answer.status == 401 and b"www-authenticate" not in answer.headers:
+            challenge(exchange, phases, answer.headers)
     await send_answer(exchange, down, phases, answer)
 
 
@@ -76,22 +76,29 @@ async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, resp
 
 
 async def rewritten(exchange: Exchange, phases: Phases) -> None:
-    """Let plugins change the answer; what cannot be sent that way is as it was before (this phase fails soft)."""
-    if not phases.rewrite_response:
-        return
-    response = exchange.response
-    status, headers, is_streamed = response.status, response.headers.copy(), response.body is None
-    await each_soft(phases.rewrite_response, exchange)
-    fault = bad_field(response.headers)
-    if not fault and is_streamed and response.body is not None:
-        fault, response.body = "the body of an app's answer is replaced in admit_response", None
-    if not fault and is_streamed and response.status != status and {response.status, status} & BODYLESS:
-        fault = f"the status {response.status} cannot stand before this body"
-    if not fault and response.status != status and response.status not in PHRASES:
-        fault = f"{response.status} is no status"
-    if fault:
-        exchange.faults.append(("rewrite_response", ValueError(fault)))
-        response.status, response.headers = status, headers
+    """Let plugins change the answer, one after the other; where one of them leaves what cannot be sent, the answer is
+    as it was before that one (this phase fails soft)."""
+    for hook in phases.rewrite_response:
+        response = exchange.response
+        status, headers, body = response.status, response.headers.copy(), response.body
+        await each_soft((hook,), exchange)
+        if fault := _misfit(exchange, response, status, body):
+            exchange.faults.append((hook.where, ValueError(fault)))
+            exchange.response = response
+            response.status, response.headers, response.body = status, headers, body
+
+
+def _misfit(exchange: Exchange, response: Response, status: int, body: bytes | None) -> str:
+    """Why an answer cannot be sent as a plugin left it; `status` and `body` are those of before.  Empty: it can."""
+    if exchange.response is not response:
+        return "an answer is replaced in admit_response; here it may only be changed"
+    if response.status != status and (fault := bad_status(response.status)):
+        return fault
+    if body is None and response.body is not None:
+        return "the body of an app's answer is replaced in admit_response"
+    if body is None and response.status != status and {response.status, status} & BODYLESS:
+        return f"the status {response.status} cannot stand before this body"
+    return unsendable(response)
 
 
 # ---------------------------------------------------------------------------------------------------- the app's answer

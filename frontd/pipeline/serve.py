@@ -121,7 +121,7 @@ async def send_file(
             await rewritten(exchange, phases)
             framed(response.headers, received)
         exchange.status = response.status
-        down.start(response.status, PHRASES[response.status], response.headers, close=not down.skip_body())
+        down.start(response.status, PHRASES.get(response.status, b""), response.headers, close=not down.skip_body())
         await send_pieces(down, file, pieces)
     if not down.finish():
         await task_lane()
@@ -294,7 +294,8 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         captured = Captured(response) if response.captures else None
         await rewritten(exchange, phases)
         exchange.status, headers = response.status, framed(response.headers, headers)
-    down.start(exchange.status, head.reason if exchange.status == head.status else PHRASES[exchange.status], headers)
+    phrase = head.reason if exchange.status == head.status else PHRASES.get(exchange.status, b"")
+    down.start(exchange.status, phrase, headers)
     turns = 0
     while True:
         turns += 1

@@ -37,10 +37,11 @@ from frontd.model.messages import Request
 from frontd.net.streams import Broken, Stream
 from frontd.net.traps import carry_task
 from frontd.pipeline.answers import PHRASES
-from frontd.processes.explain import explain
+from frontd.processes.explain import explain, hooks_of, plugins_on
 from frontd.processes.front import Front
 from frontd.protocol.h1 import End, ServerConnection
 from frontd.protocol.scan import WireLimits
+from frontd.upstream.pool import Pool
 
 PATIENCE = 10.0  # s for a caller to send its request
 MAX_BODY = 65536
@@ -174,20 +175,15 @@ class Control:
                 {
                     "name": site.name, "urls": [str(url) for url in front.config.sites[site.name].urls],
                     "requests": site.state.requests, "errors": site.state.errors,
+                    "plugins": self.plugins(site.name),
                 }
                 for site in world.all_sites
             ],
             "pools": [
-                {
-                    "name": pool.settings.name,
-                    "queue": {
-                        "length": len(pool.queue), "limit": pool.settings.queue_limit,
-                        "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
-                    },
-                    "targets": pool.status(),
-                }
-                for pool in world.pools.values()
+                *(pool_facts(pool, now, on_demand=False) for pool in world.pools.values()),
+                *(pool_facts(pool, now, on_demand=True) for pool in world.ondemand),
             ],
+            "store": {"used": world.store.used, "limit": world.store.limit, "entries": len(world.store)},
             "certificates": [
                 {
                     "hosts": list(profile.certificate.hosts), "source": profile.certificate.source,
@@ -200,6 +196,26 @@ class Control:
             "dropped_underscore_fields": service.underscores,
             "connections": len(service.connections),
         }  # fmt: skip
+
+    def plugins(self, site: str) -> list[dict[str, object]]:
+        """The plugins that are asked on a site, in their order; `server` marks those of the whole server."""
+        config = self.front.config
+        return [
+            {"name": entry.name, "server": at < len(config.plugins), "hooks": hooks_of(entry)}
+            for at, entry in enumerate(plugins_on(config, site))
+        ]
+
+
+def pool_facts(pool: Pool, now: float, *, on_demand: bool) -> dict[str, object]:
+    """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target."""
+    return {
+        "name": pool.settings.name, "on_demand": on_demand,
+        "queue": {
+            "length": len(pool.queue), "limit": pool.settings.queue_limit,
+            "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
+        },
+        "targets": pool.status(),
+    }  # fmt: skip
 
 
 def iso(seconds: float) -> str:

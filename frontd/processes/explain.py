@@ -1,23 +1,30 @@
-"""Which way a URL goes through a configuration: listener → certificate → site → route → pool → target.
+"""Which way a URL goes through a configuration: listener → certificate → site → plugins → route → pool → target.
 
 How it works: each step asks the same functions that serve requests (`PrefixTable`, `PathTable`, `redirects_to_https`,
-certificate names by SNI) for the winner, then says of every other candidate why it lost.  Pure over `Config`, except
-that certificate files are read for their names.  A step that finds nothing ends the way; `answer` then says what a
-client would see.
+certificate names by SNI, `requested_file`) for the winner, then says of every other candidate why it lost.  Pure over
+`Config`, except that certificate files are read for their names and that a file of a ``files:`` route is opened, as for
+a GET.  A step that finds nothing ends the way; `answer` then says what a client would see.
+
+Plugins are named and not asked: what they decide depends on the whole request, and on what they remember.
 
 Invariant: what is `chosen` comes from the matching tables alone; the reasons beside it are for people.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from frontd.config.certificates import CertificateFacts, Unusable, read_certificate
 from frontd.config.model import Config, Listen, Pool, Route, Site
+from frontd.config.plugins import PluginEntry
 from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason
+from frontd.model.headers import Headers
+from frontd.model.messages import Request
 from frontd.model.urlprefix import (
     DEFAULT_PORTS,
     Category,
@@ -30,6 +37,10 @@ from frontd.model.urlprefix import (
     is_under,
     path_key,
 )
+from frontd.model.verdicts import Redirect
+from frontd.pipeline.fileroot import FileRoot, OpenFile
+from frontd.pipeline.files import requested_file
+from frontd.pipeline.phases import SPECS
 from frontd.pipeline.world import Destination
 from frontd.processes.runtime import redirects_to_https
 
@@ -39,6 +50,9 @@ _CATEGORY = {
     Category.IP_BOUND: "IP-bound",
     Category.WEAK: "weak wildcard *",
 }
+
+# What a redirect to https is asked through (`Phases.before_logon`).
+BEFORE_LOGON = ("filter_request", "rewrite_response", "log", "client_closed")
 
 
 @dataclass(slots=True)
@@ -221,11 +235,13 @@ def _site(way: Way, listener: Listen) -> str:
     name, url, redirect = winner
     if redirect is not None:
         way.step("site", name, f"{way.host} has https URLs only, so http redirects there (redirect_http)", lost)
+        _plugins(way, name, BEFORE_LOGON)
         return _redirect(way, redirect.redirect, redirect.status)
     why = f"{url} covers it ({_CATEGORY[url.category]})"
     if way.path != (urlsplit(way.url).path or "/"):
         why += f"; the path is read as {way.path}"
     way.step("site", name, why, lost)
+    _plugins(way, name, SPECS)
     return _route(way, way.config.sites[name])
 
 
@@ -263,6 +279,35 @@ def _why_url_lost(way: Way, port: int | None, local: str, url: UrlPrefix, winner
     return f"{winner.path} is longer than {url.path}"
 
 
+# ---------------------------------------------------------------------------------------------------- plugins
+
+
+def plugins_on(config: Config, site: str) -> list[PluginEntry]:
+    """The plugins that are asked on a site, in their order: the whole server's, then its own."""
+    return [*config.plugins, *config.sites[site].plugins]
+
+
+def hooks_of(entry: PluginEntry) -> list[str]:
+    """The hooks that a plugin defines, in the order of a request's life."""
+    return [hook for hook in SPECS if hook in entry.kind.hooks]
+
+
+def _plugins(way: Way, site: str, hooks: Iterable[str]) -> None:
+    """Who is asked at which of `hooks`; nothing is said where nobody is."""
+    asked = {hook: [one.name for one in plugins_on(way.config, site) if hook in one.kind.hooks] for hook in hooks}
+    names = [one.name for one in plugins_on(way.config, site) if not one.kind.hooks.isdisjoint(asked)]
+    if not names:
+        return
+    lines = [f"{hook}: {', '.join(found)}" for hook, found in asked.items() if found]
+    if guards := asked.get("authenticate"):
+        doors = asked["authorize"]
+        unless = f", unless {' or '.join(doors)} lets them in" if doors else ""
+        lines.append(f"{' or '.join(guards)} must know who is asking: whoever has not logged on gets 401{unless}")
+    if movers := asked.get("route"):
+        lines.append(f"{' or '.join(movers)} may send it elsewhere; what follows is what the routes say")
+    way.step("plugins", ", ".join(names), "\n".join(lines), [])
+
+
 # ---------------------------------------------------------------------------------------------------- route to target
 
 
@@ -287,7 +332,37 @@ def _route(way: Way, site: Site) -> str:
         return _redirect(way, route.redirect, route.status)
     why = "the only route" if len(site.routes) == 1 else f"the longest one that covers {way.path}"
     way.step("route", prefix, why, lost)
+    if route.files is not None:
+        return _file(way, prefix, FileRoot(route.files, route.index))
     return _pool(way, prefix, route)
+
+
+def _file(way: Way, prefix: str, root: FileRoot) -> str:
+    """The file below the directory of a route, found as this process finds it."""
+    request = Request(
+        "GET", b"", way.path, way.query, way.host, b"", "1.1", Headers(), has_query=bool(way.query), scheme=way.scheme
+    )
+    try:
+        found = requested_file(root, request, prefix)
+    except FrontdError as error:
+        way.step("file", None, f"below {root.path}: {error.detail}", [])
+        return f"{error.status} {error.reason}: {error.reason.sentence}"
+    if isinstance(found, Redirect):
+        way.step("file", None, f"below {root.path} it has one URL, and this is another", [])
+        return f"{found.status} redirect to {found.url}"
+    with found:
+        name, size = _path_of(found), found.size
+    why = f"what follows {prefix}, below {root.path}"
+    if way.path.endswith("/"):
+        why = f"the first of {', '.join(root.index)} that is there, below {root.path}"
+    way.step("file", name, why, [])
+    return f"the file {name}, {size} bytes"
+
+
+def _path_of(file: OpenFile) -> str:
+    """Where a file really lies, symbolic links followed (proc(5)); for people, so what cannot be shown is a ``?``."""
+    path = os.readlink(f"/proc/self/fd/{file.fd}".encode()).decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "?" for char in path)
 
 
 def _pool(way: Way, prefix: str, route: Route) -> str:

@@ -49,7 +49,7 @@ class Document:
     work: Path
     urls: tuple[str, ...]
     routes: Mapping[str, Any]
-    plugins_dir: Path | None
+    plugins_dir: Path | str | None
     extra: Mapping[str, Any]
     _discovery: Discovery = field(default_factory=Discovery)
 
@@ -90,6 +90,8 @@ class Document:
 
 def _listed(plugins: Plugins, classes: dict[str, type[Plugin]]) -> list[Any]:
     """`plugins` as the list of a frontd.yaml; classes among them are noted under their words."""
+    if isinstance(plugins, str):
+        raise TypeError(f"plugins are a list or a map: [{plugins!r}]")
     items = [{word: value} for word, value in plugins.items()] if isinstance(plugins, Mapping) else list(plugins)
     return [
         {_word(word, classes): value for word, value in item.items()}

@@ -4,7 +4,8 @@ How it works
 ------------
 A `Front` as it serves in production runs in the loop's thread.  Only its two ends are others: nobody listens, since
 clients are handed in as socket pairs; and the log is kept in lists.  The pair carries plain bytes whatever the site's
-scheme; the client's facts say that TLS was spoken.
+scheme; the client's facts say that TLS was spoken.  So two things are not as on a socket: whom `accept_client` refuses
+on an https site can read why, and ``limits.max_connections`` of the whole server counts for nothing.
 
 Invariant: when a method returns, everything that could happen has happened (see `frontd.testkit.loop`).
 """

@@ -167,24 +167,22 @@ def test_a_plugin_file_with_an_error_is_told_with_its_line(runner: CliRunner, ar
 # ---------------------------------------------------------------------------------------------------- a new one
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_a_new_plugin_passes_its_test_and_every_check_at_once(runner: CliRunner, tmp_path: Path, kind: str) -> None:
-    result = runner.invoke(plugin, ["new", "my_first", "--dir", "mine", "--kind", kind])
-    assert result.exit_code == 0, result.output
-    files = [str(tmp_path / "mine" / name) for name in ("my_first.py", "test_my_first.py")]
+def test_new_plugins_pass_their_tests_and_every_check_at_once(runner: CliRunner, tmp_path: Path) -> None:
+    for kind in KINDS:
+        result = runner.invoke(plugin, ["new", f"my_{kind}", "--dir", "mine", "--kind", kind])
+        assert result.exit_code == 0, result.output
     run = [sys.executable, "-W", "error", "-m"]
+    tests = [*run, "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path / "mine")]
     checks = (
-        [*run, "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", files[1]],
-        [*run, "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache"), *files],
-        [*run, "ruff", "check", "--isolated", "--select", "E,F,I,B,UP", "--line-length", "120", *files],
+        tests,
+        [*run, "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache"), "mine"],
+        [*run, "ruff", "check", "--isolated", "--select", "E,F,I,B,UP", "--line-length", "120", "mine"],
     )
     found_by_mypy = os.environ | {"MYPYPATH": str(ROOT)}  # which knows nothing of an editable install
     for check in checks:
         done = subprocess.run(check, capture_output=True, text=True, cwd=tmp_path, env=found_by_mypy)
         assert done.returncode == 0, done.stdout + done.stderr
-    tested = subprocess.run(checks[0], capture_output=True, text=True, cwd="/").stdout  # from anywhere
-    assert "passed" in tested
-    assert "failed" not in tested
+    assert subprocess.run(tests, capture_output=True, cwd="/").returncode == 0  # from anywhere
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

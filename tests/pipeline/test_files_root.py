@@ -241,6 +241,12 @@ def test_the_links_of_proc_lead_nowhere(tmp_path: Path, way: str) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("path", [b"..", b"../secret", b"deep/../../secret", b"/etc/passwd", b"/", b"", b".", b"./.."])
+def test_a_careless_caller_gets_no_further(root: FileRoot, way: str, path: bytes) -> None:
+    with pytest.raises(OSError):  # noqa: PT011  # each way has its own number
+        root.open_file(path).close()
+
+
 def test_what_is_no_file(root: FileRoot, way: str) -> None:
     os.mkfifo(root.path / "fifo")
     with socket.socket(socket.AF_UNIX) as sock:

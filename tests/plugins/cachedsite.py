@@ -121,7 +121,8 @@ def how(head: bytes) -> str:
 class Play:
     """A running cached site."""
 
-    def __init__(self, stage: Stage, pages: Pages, it: App) -> None:
+    def __init__(self, stage: Stage, pages: Pages, it: App, text: str) -> None:
+        self.text = text
         self.stage = stage
         self.pages = pages
         self.app = it
@@ -173,7 +174,7 @@ sites:
   main:
     urls: ["http://*/"]
     plugins: [who, {{response_cache: {{{settings}}}}}, meddler]
-    routes: {{/: app}}
+    routes: {{{routes}}}
     {more}
 pools:
   app: {{targets: ["{target}"]}}
@@ -182,8 +183,10 @@ pools:
 
 
 @asynccontextmanager
-async def cached(tmp_path: Path, settings: str = "", extra: str = "", more: str = "") -> AsyncIterator[Play]:
-    """A cached site: the plugin's `settings`, `extra` lines at the top, `more` of the site.
+async def cached(
+    tmp_path: Path, settings: str = "", extra: str = "", more: str = "", routes: str = "/: app"
+) -> AsyncIterator[Play]:
+    """A cached site: the plugin's `settings`, `extra` lines at the top, `more` of the site, its `routes`.
 
     At its end nothing of any exchange is left on the plugin.
     """
@@ -193,8 +196,10 @@ async def cached(tmp_path: Path, settings: str = "", extra: str = "", more: str 
     pages = Pages()
     async with AsyncExitStack() as stack:
         it = await stack.enter_async_context(app(pages.serve))
-        text = SITE.format(folder=folder, target=it.url, settings=settings, extra=extra, more=more)
-        play = Play(await stack.enter_async_context(front(text, tmp_path)), pages, it)
+        text = SITE.format(
+            folder=folder, target=it.url, settings=settings, extra=extra, more=more, routes=routes
+        )
+        play = Play(await stack.enter_async_context(front(text, tmp_path)), pages, it, text)
         cache = play.cache
         yield play
     assert not cache._flights

@@ -67,11 +67,13 @@ def test_an_action_may_hide_that_there_is_a_rule() -> None:
     assert answer == frontd.Refuse(404, "Rejected", substatus=503, log="the address is outside of the rules")
 
 
-@given(st.ip_addresses(), st.lists(st.ip_addresses(v=4).map(str), min_size=1, max_size=3))
-def test_either_an_address_is_in_the_list_or_it_is_refused(address: Any, listed: list[str]) -> None:
-    allowed = refusal(placed(IpFilter, allow=listed), str(address)) == ""
-    denied = refusal(placed(IpFilter, deny=listed), str(address)) != ""
-    assert allowed is denied is (str(address) in listed)
+@given(st.ip_addresses(v=4), st.lists(st.ip_addresses(v=4).map(str), min_size=1, max_size=3), st.booleans())
+def test_either_an_address_is_in_the_list_or_it_is_refused(address: object, others: list[str], is_listed: bool) -> None:
+    listed = [*others, str(address)] if is_listed else others
+    for spelt in (f"{address}", f"::ffff:{address}"):
+        allowed = refusal(placed(IpFilter, allow=listed), spelt) == ""
+        denied = refusal(placed(IpFilter, deny=listed), spelt) != ""
+        assert allowed is denied is (str(address) in listed)
 
 
 # ---------------------------------------------------------------------------------------------------- rate
@@ -146,6 +148,7 @@ async def test_what_is_under_way_counts_until_its_log_line_is_written(mock_clock
     assert rules.filter_request(third) == frontd.Refuse(429, "RateLimit", substatus=501, log=log, retry_after=1)
     rules.log(third)  # was never counted
     assert refusal(rules) == "429.501"
+    assert (len(rules._busy), len(rules._idle)) == (1, 0)
     rules.log(first)
     rules.log(first)  # counted down once, whoever asks twice
     assert refusal(rules) == ""

@@ -240,7 +240,10 @@ def test_always_allowed_is_exempt_from_sequences_alone() -> None:
 # ---------------------------------------------------------------------------------------------------- rules
 
 
-LEECH = {"name": "leech", "applies_to": [".gif", ".jpg"], "scan_headers": ["User-Agent"], "deny_strings": ["leech-bot"]}
+LEECH = {
+    "name": "leech", "applies_to": [".gif", ".jpg"], "scan_headers": ["User-Agent"],
+    "deny_strings": ["leech-bot", "two, lines", "übel"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -250,6 +253,9 @@ LEECH = {"name": "leech", "applies_to": [".gif", ".jpg"], "scan_headers": ["User
         ("/x.gif;y", ["User-Agent: leech-bot"], 19),
         ("/x.gif", ["User-Agent: a", "User-Agent: leech-bot"], 19),
         ("/x.gif", ["User-Agent: leech%2Dbot"], 19),
+        ("/x.gif", ["User-Agent: two", "User-Agent: lines"], 19),  # one value to many apps (RFC 9110 5.3)
+        ("/x.gif", ["User-Agent: \xc3\x9cbel"], 19),  # UTF-8
+        ("/x.gif", ["User-Agent: \xdcbel"], 19),  # Latin-1
         ("/x.gif", ["User-Agent: browser"], 0),
         ("/x.gif", [], 0),
         ("/x.html", ["User-Agent: leech-bot"], 0),

@@ -10,8 +10,8 @@ import trio
 
 from tests.net.pki import Pki
 from tests.net.tlsclient import client_context, locked_site, tls_line
-from tests.plugins.cachedsite import FRESH, Pages, ask, cached, field, how, status
-from tests.wire import app, front
+from tests.plugins.cachedsite import FRESH, Pages, Play, ask, cached, field, how, status
+from tests.wire import Line, app, front, settled
 
 SHARED = "Cache-Control: public, max-age=60"
 ALICE, BOB, NOBODY = ("X-Who: alice",), ("X-Who: bob",), ()
@@ -99,11 +99,10 @@ async def test_alice_bob_and_nobody_in_any_order_on_any_connection_pipelined_or_
         async def visitor(rounds: int) -> None:
             line = await play.stage.connect()
             for _ in range(rounds):
-                batch = [(chance.choice(list(people)), chance.choice(list(paths))) for _ in range(chance.choice([1, 5]))]
-                await line.send(b"".join(
-                    f"GET {path} HTTP/1.1\r\nHost: a.test\r\n{''.join(f'{one}{chr(13)}{chr(10)}' for one in people[who])}"
-                    "\r\n".encode() for who, path in batch
-                ))  # fmt: skip
+                size = chance.choice([1, 5])
+                batch = [(chance.choice(list(people)), chance.choice(list(paths))) for _ in range(size)]
+                heads = ("\r\n".join([f"GET {path} HTTP/1.1", "Host: a.test", *people[who]]) for who, path in batch)
+                await line.send("".join(f"{head}\r\n\r\n" for head in heads).encode())
                 for who, path in batch:
                     head, body = await line.message()
                     assert body.startswith(f"GET {path} #".encode())
@@ -117,27 +116,58 @@ async def test_alice_bob_and_nobody_in_any_order_on_any_connection_pipelined_or_
     assert {("nobody", "hit"), ("alice", "hit"), ("bob", "fwd=bypass"), ("alice", "fwd=uri-miss")} <= seen
 
 
-async def test_they_do_not_wait_for_one_another(tmp_path: Path, autojump_clock: object) -> None:
-    """What is made for alice may not be bob's: neither stands in line for the other's page but of their own kind."""
+async def slow(pages: Pages, line: Line, head: bytes) -> None:
+    """A page that takes a second."""
+    await trio.sleep(1)
+    await line.send(pages.page(head))
 
-    async def slow(pages: Pages, line: object, head: bytes) -> None:
-        await trio.sleep(1)
-        await line.send(pages.page(head))  # type: ignore[attr-defined]
 
+async def together(play: Play, *people: tuple[str, ...]) -> list[tuple[str, str, float]]:
+    """All ask at once: for whom the page was made that each got, how the cache says it came about, after how long."""
+    got: list[tuple[str, str, float]] = []
+    began = trio.current_time()
+
+    async def visit(who: tuple[str, ...]) -> None:
+        head, body = await play.get("/", *who)
+        got.append((body.rpartition(" ")[2], how(head), round(trio.current_time() - began, 3)))
+
+    async with trio.open_nursery() as nursery:
+        for who in people:
+            nursery.start_soon(visit, who)
+            await settled()
+    return sorted(got)
+
+
+async def test_nobody_waits_for_what_will_be_anothers(tmp_path: Path, autojump_clock: object) -> None:
     async with cached(tmp_path) as play:
         play.pages.scripts["/"] = slow
-        got: list[tuple[str, float]] = []
+        assert await together(play, NOBODY, NOBODY, ALICE, BOB) == [
+            ("alice", "fwd=uri-miss; detail=identity", 1),
+            ("bob", "fwd=uri-miss; detail=identity", 1),
+            ("nobody", "fwd=uri-miss; collapsed", 1),
+            ("nobody", "fwd=uri-miss; stored", 1),
+        ]
+        assert await together(play, NOBODY, ALICE, BOB) == [
+            ("alice", "fwd=bypass; detail=identity", 1),
+            ("bob", "fwd=bypass; detail=identity", 1),
+            ("nobody", "hit", 0),
+        ]
 
-        async def visit(who: tuple[str, ...]) -> None:
-            _, body = await play.get("/", *who)
-            got.append((body.rpartition(" ")[2], round(trio.current_time() - began, 3)))
 
-        began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            for who in (NOBODY, NOBODY, ALICE, BOB):
-                nursery.start_soon(visit, who)
-        assert sorted(got) == [("alice", 1), ("bob", 2), ("nobody", 1), ("nobody", 1)]
-        assert play.made == {"/": 3}
+async def test_where_the_last_answer_was_everybodys_one_asks_for_all(tmp_path: Path, autojump_clock: object) -> None:
+    async with cached(tmp_path) as play:
+        play.pages.scripts["/"], play.pages.fields["/"] = slow, [SHARED]
+        await play.get("/")
+        await trio.sleep(60)
+        assert await together(play, ALICE, BOB, BOB) == [
+            ("alice", "fwd=stale; stored", 1),
+            ("alice", "fwd=uri-miss; collapsed", 1),
+            ("alice", "fwd=uri-miss; collapsed", 1),
+        ]
+        play.pages.fields["/"] = [FRESH]
+        await trio.sleep(60)
+        waited = await together(play, ALICE, BOB, BOB)  # it is not any more: they are told by the first one's answer
+        assert [(whom, seconds) for whom, _, seconds in waited] == [("alice", 1), ("bob", 2), ("bob", 2)]
 
 
 async def test_a_client_certificate_is_somebody(pki: Pki, tmp_path: Path) -> None:

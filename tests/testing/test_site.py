@@ -95,6 +95,7 @@ def test_an_answer_without_the_app_says_so() -> None:
         assert (answer.status, answer.upstream) == (404, None)
         assert "the app was not asked" in repr(answer)
         assert s.get("/open").upstream is not None
+        assert s.get("/shut").upstream is None
         assert len(s.app.requests) == 1
 
 
@@ -252,6 +253,9 @@ def test_what_frontd_would_not_start_with_raises(plugins: list[Any], says: str) 
 def test_what_is_no_plugin_at_all_is_told() -> None:
     with pytest.raises(TypeError, match="named by its word or its class, not by 5"):
         with site([5]):
+            pass
+    with pytest.raises(TypeError, match=r"a list or a map: \['basic'\]"):
+        with site("basic"):
             pass
     with pytest.raises(ValueError, match="two classes are named 'facts'"):
         with site([Facts, type("Facts", (Facts,), {})]):

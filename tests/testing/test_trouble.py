@@ -106,7 +106,7 @@ def line_of(mark: str) -> str:
 
 
 def test_a_hook_that_waits_for_ever_is_named() -> None:
-    with site([Sleeper], patience=0.2) as s, pytest.raises(TimeoutError) as told:
+    with site([Sleeper], patience=0.5) as s, pytest.raises(TimeoutError) as told:
         s.get("/")
     assert f"a task waits at {line_of('here it sleeps')} in filter_request" in str(told.value)
     assert "clock.advance" in str(told.value)
@@ -114,7 +114,7 @@ def test_a_hook_that_waits_for_ever_is_named() -> None:
 
 def test_a_hook_that_blocks_is_named() -> None:
     RELEASE.clear()
-    with site([Blocker], patience=0.2) as s:
+    with site([Blocker], patience=0.5) as s:
         with pytest.raises(TimeoutError) as told:
             s.get("/")
         RELEASE.set()
@@ -124,8 +124,8 @@ def test_a_hook_that_blocks_is_named() -> None:
 
 def test_a_hook_that_never_rests_is_told() -> None:
     RELEASE.clear()
-    with site([Spinner], patience=0.2) as s:
-        with pytest.raises(TimeoutError, match=r"did not come to rest within 0\.2 s"):
+    with site([Spinner], patience=0.5) as s:
+        with pytest.raises(TimeoutError, match=r"did not come to rest within 0\.5 s"):
             s.get("/")
         RELEASE.set()
 
@@ -134,7 +134,7 @@ def test_a_test_that_fails_while_the_loop_is_blocked_ends() -> None:
     RELEASE.clear()
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="the loop is blocked"):
-        with site([Blocker], patience=0.2) as s:
+        with site([Blocker], patience=0.5) as s:
             s.get("/")
     RELEASE.set()
     assert time.monotonic() - began < 10
