@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from frontd.config.leaves import CountOrNone as CountOrNone
     from frontd.config.leaves import File as File
+    from frontd.config.leaves import Flag as Flag
     from frontd.config.leaves import Network as Network
     from frontd.config.leaves import Seconds as _Seconds
     from frontd.config.leaves import Secret as Secret
@@ -47,15 +48,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "CountOrNone": "config.leaves", "File": "config.leaves", "Network": "config.leaves", "Duration": "config.leaves",
-    "Secret": "config.leaves", "Size": "config.leaves", "Settings": "config.plugins", "SiteFacts": "config.plugins",
-    "FrontdError": "model.errors", "Reason": "model.errors", "Headers": "model.headers", "Client": "model.messages",
-    "Exchange": "model.messages", "Request": "model.messages", "Response": "model.messages",
-    "path_readings": "model.readings", "PathTable": "model.urlprefix", "canonical_prefix": "model.urlprefix",
-    "unescaped": "model.readings", "Allow": "model.verdicts", "Continue": "model.verdicts",
-    "Identity": "model.verdicts", "Redirect": "model.verdicts", "Refuse": "model.verdicts",
-    "UseHttp11": "model.verdicts", "Context": "pipeline.plugin", "Plugin": "pipeline.plugin",
-    "blocking": "pipeline.plugin", "MemoryStore": "pipeline.store",
+    "CountOrNone": "config.leaves", "File": "config.leaves", "Flag": "config.leaves", "Network": "config.leaves",
+    "Duration": "config.leaves", "Secret": "config.leaves", "Size": "config.leaves", "Settings": "config.plugins",
+    "SiteFacts": "config.plugins", "FrontdError": "model.errors", "Reason": "model.errors",
+    "Headers": "model.headers", "Client": "model.messages", "Exchange": "model.messages", "Request": "model.messages",
+    "Response": "model.messages", "path_readings": "model.readings", "PathTable": "model.urlprefix",
+    "canonical_prefix": "model.urlprefix", "unescaped": "model.readings", "Allow": "model.verdicts",
+    "Continue": "model.verdicts", "Identity": "model.verdicts", "Redirect": "model.verdicts",
+    "Refuse": "model.verdicts", "UseHttp11": "model.verdicts", "Context": "pipeline.plugin",
+    "Plugin": "pipeline.plugin", "blocking": "pipeline.plugin", "MemoryStore": "pipeline.store",
     "read_date": "model.conditions", "still_good": "model.conditions",
 }  # fmt: skip
 _ELSEWHERE = {"Duration": "Seconds"}

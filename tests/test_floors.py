@@ -26,8 +26,9 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "config": (
-            "places", "units", "problems", "marks", "interpolate", "leaves", "plugins", "target", "model", "effective",
-            "fill", "certificates", "listening", "pluginlist", "build", "checks", "schema", "load", "docs",
+            "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "model",
+            "effective", "fill", "certificates", "listening", "pluginlist", "build", "checks", "schema", "load",
+            "docs",
         ),
         "protocol": ("scan", "h1", "hello"),
     },
@@ -44,8 +45,8 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
-            "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_world", "demo_lines", "demo_show",
-            "demo", "passwd", "plugins", "plugin_new", "root",
+            "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
+            "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),
         "testkit": ("loop", "messages", "app", "client", "record", "document", "stage"),
     },

@@ -92,7 +92,7 @@ def _introduce(world: World, colour: bool) -> None:
         (f"{world.url}/replicas/", f"two apps in turn, {world.apps['blue'].target} and {world.apps['green'].target}"),
         (f"{world.url}/dead/", "an address where nothing listens"),
         (f"{world.url}/private/", f"after a logon: user {USER}, password {PASSWORD}"),
-        (f"{world.url}/cached", "kept in memory for a minute, for the app says that it may be"),
+        (f"{world.url}/cached", "a page that the app lets anybody keep for a minute"),
         (f"{world.url}/static/", f"files in {static_folder(world.folder)}"),
         (f"{world.url}/hello", f"answered by {plugin_file(world.folder)}"),
         (f"{world.http_url}/", "redirects to https"),

@@ -71,12 +71,12 @@ def lines_to_try(world: World) -> list[Line]:
             _all("HTTP/1.1 200", f"X-Remote-User: {USER}", "X-Auth-Scheme: Basic"),
         ),
         Line(
-            "what an app says is fresh for a minute: the second answer comes from memory, with its Age",
+            "a page that stays fresh for a minute: the second comes from memory, with its Age",
             f"{curl} -sS -i {ca} {world.url}/cached {world.url}/cached",
             _kept,
         ),
         Line(
-            "nobody needs to see that: filtered as IIS does it, with its substatus",
+            "a path that is filtered, with the substatus that IIS has for it",
             f"{curl} -sS -i {ca} {world.url}/.git/config",
             _all("HTTP/1.1 404", "404.8", "Rejected"),
         ),
@@ -87,7 +87,7 @@ def lines_to_try(world: World) -> list[Line]:
             _all("HTTP/1.1 206", f"Content-Range: bytes {_PART}/{len(MOTTO)}", f"\r\n\r\n{MOTTO[:9]}"),
         ),
         Line(
-            "a plugin of your own is a file: plugins/hello.py",
+            "a plugin that lies in a directory as a file, plugins/hello.py",
             f"{curl} -sS {ca} {world.url}/hello",
             _all("Hello, ", "This is plugins/hello.py."),
         ),

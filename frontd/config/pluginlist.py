@@ -69,7 +69,7 @@ def _entry(room: Room, catalogue: Catalogue, item: Node) -> PluginEntry | None:
         if not catalogue.faults:  # else it may be one that could not be loaded
             known = sorted({*catalogue.kinds, *catalogue.others})
             guess = nearest(word, known)
-            hint = f'did you mean "{guess}"?' if guess else f"there are: {', '.join(known)}"
+            hint = f'did you mean "{guess}"?' if guess else f"there are: {', '.join(known)}" if known else ""
             complain(room, place, f"there is no plugin {clip(word)}", hint)
         return None
     settings = _settings(room, kind, value, item)

@@ -255,9 +255,9 @@ def _wrong_type(hook: Hook, answer: object) -> TypeError:
 def _fit(answer: object) -> None:
     """Raises `ValueError` or `TypeError` when an answer of the right type cannot be sent: here it is still known whose
     it is."""
-    values: tuple[Any, ...] = ()
+    values: list[Any] = []
     if isinstance(answer, Identity):
-        values = answer.name, answer.scheme, *answer.groups
+        values = [answer.name, answer.scheme, *answer.groups]
     elif isinstance(answer, Response):
         if fault := bad_status(answer.status) or unsendable(answer):
             raise ValueError(fault)
@@ -267,9 +267,9 @@ def _fit(answer: object) -> None:
         if fault := bad_field(Response(answer.status, answer.headers).headers):
             raise ValueError(fault)
     elif isinstance(answer, Continue):
-        values = answer.scheme, answer.token
+        values = [answer.scheme, answer.token]
     elif isinstance(answer, str):  # a challenge, or the name of a destination
-        values = (answer,)
+        values = [answer]
         if not answer:
             raise ValueError("it returned an empty text")
     for value in values:

@@ -302,7 +302,7 @@ def _plugins(way: Way, site: str, hooks: Iterable[str]) -> None:
     if guards := asked.get("authenticate"):
         doors = asked["authorize"]
         unless = f", unless {' or '.join(doors)} lets them in" if doors else ""
-        lines.append(f"{' or '.join(guards)} must know who is asking: whoever has not logged on gets 401{unless}")
+        lines.append(f"{' or '.join(guards)} asks who it is; whoever has not logged on gets 401{unless}")
     if movers := asked.get("route"):
         lines.append(f"{' or '.join(movers)} may send it elsewhere; what follows is what the routes say")
     way.step("plugins", ", ".join(names), "\n".join(lines), [])

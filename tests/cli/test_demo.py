@@ -17,14 +17,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import bcrypt
 import pytest
 
 from frontd.cli import devca
 from frontd.cli.children import spawn, stop
+from frontd.cli.demo_files import PASSWORD, PLUGIN, USER, plugins_folder, users_file, write_files
 from frontd.cli.demo_lines import Line, lines_to_try, run_line
 from frontd.cli.demo_show import Result
 from frontd.cli.demo_world import App, World, configuration, frontd_command
 from frontd.config.load import loads
+from frontd.pipeline.discovery import Discovery
+from frontd.testing import site
 
 
 def is_running(pid: int) -> bool:
@@ -101,12 +105,37 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.mark.parametrize("addresses", [None, ["127.0.0.1", "::1"]])
 def test_the_demo_configuration_has_no_errors(world: World, addresses: list[str] | None) -> None:
     folder = world.ca.parent
+    write_files(world.folder)
     text = configuration(world, folder / "localhost.crt", folder / "localhost.key", addresses)
-    loaded = loads(text, container=False)
+    loaded = loads(text, discover=Discovery().catalogue, container=False)
     assert loaded.warnings == []
     assert loaded.config.control.socket == world.control
     assert loaded.config.pools["dead"].queue.wait == 1
     assert {one.address for one in loaded.config.listen.values()} == ({None} if addresses is None else set(addresses))
+    assert [one.name for one in loaded.config.sites["demo"].plugins] == [
+        "request_filter", "hello", "basic", "authorize", "response_cache",
+    ]  # fmt: skip
+
+
+def test_the_folder_of_the_demo(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    plugin = plugins_folder(tmp_path) / "hello.py"
+    plugin.write_text("what somebody tried out")
+    write_files(tmp_path)  # at the next start
+    assert plugin.read_text() == PLUGIN
+    assert users_file(tmp_path).stat().st_mode & 0o777 == 0o600
+    users = {"basic": {"users": str(users_file(tmp_path))}}
+    with site({**users, "hello": {"word": "Servus"}}, plugins_dir=plugins_folder(tmp_path)) as s:
+        assert s.get("/hello").text == f"Servus, {s.get('/hello').client_address}! This is plugins/hello.py.\n"
+        assert s.get("/").status == 401
+
+
+def test_the_password_of_the_demo_costs_what_passwords_cost(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    user, stored = users_file(tmp_path).read_text().splitlines()[-1].split(":")
+    assert user == USER
+    assert stored.startswith("$2b$10$")
+    assert bcrypt.checkpw(PASSWORD.encode(), stored.encode())
 
 
 def test_lines_quote_odd_paths_and_step_around_a_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +191,18 @@ def test_the_verifiers_accept_what_is_right(world: World) -> None:
     assert lines["two apps that take turns"](turns) == ""
     assert lines["two apps that take turns"](turns.replace("green", "blue")) != ""
     assert lines["an upload, streamed through"](json.dumps({"bytes": 20_000_000})) == ""
+
+
+def test_the_second_page_is_the_first_one_from_memory(world: World) -> None:
+    (kept,) = (line.verify for line in lines_to_try(world) if line.command.count("/cached") == 2)
+
+    def page(field: str, text: str) -> str:
+        return f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{field}\r\n{text}"
+
+    assert kept(page("", "one") + page("Age: 0\r\n", "one")) == ""
+    assert kept(page("", "one") + page("", "one")) == "the second answer has no Age"
+    assert kept(page("", "one") + page("Age: 0\r\n", "two")) == "the app was asked twice"
+    assert kept(page("Age: 3\r\n", "one")) == "there are not two pages"
 
 
 def test_a_result_counts_failures_of_all_kinds() -> None:
@@ -279,6 +320,6 @@ def test_check_passes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "checks passed" in done.stdout
+    assert "all 18 checks passed" in done.stdout
     assert "FAILED" not in done.stdout
     assert time.monotonic() - began < 20

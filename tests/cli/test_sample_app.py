@@ -72,6 +72,24 @@ async def test_the_page_shows_what_the_app_saw() -> None:
     assert b"GET /?a=1 HTTP/1.1\nHost: x\nX-Odd-Case: <b>\n" in body
 
 
+async def test_a_page_stands_at_more_addresses() -> None:
+    for path in (b"/page/x", b"/private/", b"/private/x?a=1"):
+        _, body = await ask(GET % path)
+        assert b"\nGET %s HTTP/1.1\n" % path in body
+
+
+async def test_what_a_cache_may_keep_is_made_anew_each_time() -> None:
+    async with running(Server("one")) as (port, _, _):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            answers = []
+            for _ in range(2):
+                await stream.send_all(GET % b"/cached?s=5")
+                answers.append(await read_answer(stream))
+    assert all(b"\r\nCache-Control: max-age=5\r\n" in head + b"\r\n" for head, _ in answers)
+    assert answers[0][1] != answers[1][1]
+    assert b"max-age=60" in (await ask(GET % b"/cached"))[0]
+
+
 async def test_a_browser_gets_html_that_is_escaped() -> None:
     head, body = await ask(b"GET / HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\nX: <script>\r\n\r\n")
     assert b"Content-Type: text/html" in head
@@ -136,7 +154,7 @@ async def test_head_has_the_length_and_no_body() -> None:
 
 @pytest.mark.parametrize(
     ("target", "status"),
-    [(b"/download?bytes=-1", 400), (b"/sleep?s=nan", 400), (b"/nothing", 404), (b"/upload", 405), (b"/echo", 426)],
+    [(b"/download?bytes=-1", 400), (b"/sleep?s=nan", 400), (b"/cached?s=x", 400), (b"/nothing", 404), (b"/upload", 405), (b"/echo", 426)],
 )
 async def test_wrong_requests_get_a_sentence(target: bytes, status: int) -> None:
     head, body = await ask(GET % target)

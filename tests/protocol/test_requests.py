@@ -61,7 +61,8 @@ def refusal(it: RequestHead) -> FrontdError:
 )
 def test_path_and_query_of_a_target(target: str, path: str, query: str | None) -> None:
     request = get(target)
-    assert (request.path, request.query, request.has_query, request.host) == (path, query or "", query is not None, "a.test")
+    assert (request.path, request.query, request.has_query) == (path, query or "", query is not None)
+    assert request.host == "a.test"
     assert request.target == target.encode()
 
 
