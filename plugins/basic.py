@@ -50,7 +50,9 @@ import frontd
 
 POLL = 1.0  # s between two looks at the users file
 REMEMBERED = 10_000  # right passwords: about 3 MB; the one that was used longest ago is forgotten
-NICE = 10  # of hashing threads: about a tenth of the weight of the loop (sched(7))
+# Of hashing threads: about a tenth of the weight of the loop (sched(7)).  Not more, since for a moment after each hash
+# such a thread holds the interpreter's lock, and whatever keeps it from running then keeps the loop from it too.
+NICE = 10
 
 _KEY = secrets.token_bytes(32)  # of the process: what is remembered means nothing elsewhere
 

@@ -102,7 +102,7 @@ def admission(status: int, headers: frontd.Headers, *, personal: bool, now: floa
             return Admission(word)
     if b"no-cache" in headers.tokens(b"pragma"):  # HTTP.sys's managed side stores nothing that has a Pragma
         return Admission("no-cache")
-    is_shared = "public" in said or delta_seconds(said.get("s-maxage")) is not None
+    is_shared = "public" in said or "s-maxage" in said
     if personal and not is_shared:
         return Admission("identity")
     lifetime = _lifetime(said, headers, now)

@@ -398,11 +398,6 @@ async def answer(connection: Connection, stream: Stream, head: RequestHead) -> b
             if connection.hung_up:
                 connection.scope.cancel()
             await run(connection, exchange, down, world, head)
-        if connection.scope.cancelled_caught:
-            exchange.reason = exchange.reason or left_early(down)
-    except trio.Cancelled:
-        exchange.reason = exchange.reason or Reason.AppShutdown
-        raise
     finally:
         connection.scope = None
         service.log_exchange(exchange, trio.current_time() - exchange.started)
@@ -415,13 +410,14 @@ def left_early(down: H1Downstream) -> Reason:
 
 
 async def run(connection: Connection, exchange: Exchange, down: H1Downstream, world: World, head: RequestHead) -> None:
-    """The pipeline, and the one broad net under it: a fault of ours is a 500 for this exchange and nothing more."""
+    """The pipeline, and the one broad net under it: a fault of ours is a 500 for this exchange and nothing more.
+    However it ends, the plugins of the site are told."""
 
-    entered: SiteState | None = None
+    entered: Site | None = None
 
     def enter(site: Site) -> None:
         nonlocal entered
-        entered = site.state
+        entered = site
         enter_site(connection, exchange, down, site)
 
     try:
@@ -429,8 +425,14 @@ async def run(connection: Connection, exchange: Exchange, down: H1Downstream, wo
     except Exception as error:  # the driver's net; trio.Cancelled is a BaseException and passes
         connection.service.log_fault(f"request {exchange.number}", error)
         await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
+    except BaseException:  # Cancelled, or a group of them
+        exchange.reason = exchange.reason or (left_early(down) if connection.hung_up else Reason.AppShutdown)
+        raise
+    finally:
+        if entered is not None:
+            tell(entered.phases.log, exchange, exchange.faults)
     if exchange.reason is not None and entered is not None:
-        entered.errors += 1
+        entered.state.errors += 1
 
 
 def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, site: Site) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import traceback
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from contextlib import suppress
 
 import trio
 
 from frontd.lanes.hangup import Hangups
 from frontd.model.errors import Reason
+from frontd.model.headers import Headers
 from frontd.model.messages import Client, Exchange
 from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import World
@@ -41,7 +44,7 @@ class Service:
             self.reasons[exchange.reason.word] += 1
         self.underscores += exchange.underscores
         for where, error in exchange.faults:
-            self.log_fault(f"request {exchange.number}: plugin {where}", error)
+            self.log_fault(f"request {exchange.number}: plugin {where}", error, secrets_of(exchange))
         self.log.exchange(exchange, seconds, exchange.started_at)
 
     def log_connection(self, client: Client, reason: Reason, detail: str) -> None:
@@ -49,7 +52,30 @@ class Service:
         self.reasons[reason.word] += 1
         self.log.connection(client, reason, detail)
 
-    def log_fault(self, what: str, error: Exception) -> None:
-        """A fault of our own, with its traceback."""
-        for line in "".join(traceback.format_exception(error)).splitlines():
+    def log_fault(self, what: str, error: Exception, secrets: Iterable[str] = ()) -> None:
+        """A fault of our own or of a plugin, with its traceback; `secrets` are covered, wherever they stand."""
+        text = "".join(traceback.format_exception(error))
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        for line in text.splitlines():
             self.log.remark(f"{what}: {line}")
+
+
+CREDENTIALS = (b"authorization", b"proxy-authorization", b"cookie")
+SHORTEST_SECRET = 4  # characters; what is shorter stands in any text by chance
+
+
+def secrets_of(exchange: Exchange) -> list[str]:
+    """What the client of an exchange is known by, longest first: tokens, cookies, a password.  The text of an exception
+    often repeats the value that it is about (``KeyError: 'the token'``)."""
+    found: set[str] = set()
+    fields = exchange.fields or Headers()
+    for name in CREDENTIALS:
+        for value in fields.get_all(name):
+            words = value.decode("latin-1").replace(";", " ").split()
+            found.update(words[1:] if name != b"cookie" else ())
+            found.update(word.partition("=")[2] for word in words if name == b"cookie")
+    for word in list(found):
+        with suppress(ValueError):
+            found.add(base64.b64decode(word, validate=True).decode().partition(":")[2])
+    return sorted((word for word in found if len(word) >= SHORTEST_SECRET), key=len, reverse=True)

@@ -289,10 +289,16 @@ def bad_status(status: object) -> str:
 
 def unsendable(response: Response) -> str:
     """What is wrong with fields or body of an answer that passed through a plugin's hands; empty: nothing."""
-    if response.body is not None and not isinstance(response.body, bytes):
-        return f"a body is bytes, not {type(response.body).__name__}"
+    body: object = response.body
+    if body is not None and not isinstance(body, bytes):
+        return f"a body is bytes, not {type(body).__name__}"
+    return bad_fields(response.headers)
+
+
+def bad_fields(headers: Headers) -> str:
+    """What is wrong with fields that passed through a plugin's hands; empty: nothing."""
     try:
-        return bad_field(response.headers)
+        return bad_field(headers)
     except (AttributeError, TypeError, ValueError):
         return "the header fields are no frontd.Headers of bytes any more"
 

@@ -44,7 +44,7 @@ from frontd.pipeline.forward import (
     upstream_headers,
     upstream_target,
 )
-from frontd.pipeline.phases import NO_PHASES, Phases, each, first, first_soft, plugin_fault, tell
+from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, each, first, first_soft, plugin_fault
 from frontd.pipeline.reply import Captured, admit, framed, give, refuse, rewritten, send_answer
 from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
@@ -62,7 +62,8 @@ async def serve(
 ) -> None:
     """Answer one request.  `enter` is called with the site once it is known, and may refuse (its connection limit).
 
-    Never raises `FrontdError`: whatever fails is answered or cuts the connection here.
+    Never raises `FrontdError`: whatever fails is answered or cuts the connection here.  The last phase, `log`, is the
+    driver's: only it knows why an exchange ended that was cancelled.
     """
     request, phases = exchange.request, NO_PHASES
     try:
@@ -104,9 +105,6 @@ async def serve(
             await send_answer(exchange, down, phases, response)
     except FrontdError as error:
         await refuse(exchange, down, error, phases)
-    finally:
-        if phases.log:
-            tell(phases.log, exchange, exchange.faults)
 
 
 async def send_file(
@@ -141,12 +139,15 @@ async def outgoing(exchange: Exchange, phases: Phases, destination: Destination)
     if phases.rewrite_request:
         received, request.headers = request.headers, headers
         try:
-            await each(phases.rewrite_request, exchange)
+            for hook in phases.rewrite_request:
+                await each((hook,), exchange)
+                if fault := bad_fields(request.headers):
+                    raise plugin_fault(exchange, hook.where, ValueError(fault))
         finally:  # what later phases decide by is what the client sent
             headers, request.headers = request.headers, received
     seal(headers, request, exchange.identity)
-    if (phases.rewrite_request or exchange.identity) and (fault := bad_field(headers)):
-        raise plugin_fault(exchange, "rewrite_request", ValueError(fault))
+    if exchange.identity and (fault := bad_field(headers)):
+        raise plugin_fault(exchange, "identity", ValueError(fault))
     return upstream_target(request, destination.strip), headers
 
 

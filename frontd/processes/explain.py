@@ -51,8 +51,8 @@ _CATEGORY = {
     Category.WEAK: "weak wildcard *",
 }
 
-# What a redirect to https is asked through (`Phases.before_logon`).
-BEFORE_LOGON = ("filter_request", "rewrite_response", "log", "client_closed")
+# The hooks on the way of a redirect to https (`Phases.before_logon`), and the one that comes before every site.
+BEFORE_LOGON = ("accept_client", "filter_request", "rewrite_response", "log", "client_closed")
 
 
 @dataclass(slots=True)

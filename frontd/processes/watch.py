@@ -85,7 +85,7 @@ class Watchdog:
                 culprit = self._culprit(frame) if frame is not None else ""
                 if culprit and frame is not None:
                     self._remark(f"{culprit} blocks the loop for more than {BLOCKED * 1000:.0f} ms; it stands here:")
-                    for line in "".join(traceback.format_stack(frame, limit=-16)).splitlines():
+                    for line in "".join(traceback.format_stack(frame, limit=16)).splitlines():
                         self._remark(line)
 
     def _culprit(self, frame: FrameType | None) -> str:

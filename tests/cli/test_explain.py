@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
+import frontd
 from frontd.cli import devca
 from frontd.cli.explain import explain_text
 from frontd.cli.root import cli
 from frontd.config.load import loads
-from frontd.processes.explain import explain
+from frontd.config.model import Config
+from frontd.pipeline.discovery import Discovery
+from frontd.pipeline.phases import SPECS, freeze
+from frontd.pipeline.plugin import Context
+from frontd.pipeline.store import MemoryStore
+from frontd.processes.explain import BEFORE_LOGON, explain
 
 TEXT = """
 listen:
@@ -103,6 +109,157 @@ def test_where_it_ends(text: str, url: str, site: str | None, answer: str) -> No
     chosen, _, said = ask(text, url)
     assert chosen["site"] == site
     assert said.startswith(answer)
+
+
+# ------------------------------------------------------------------------------------------- plugins
+
+PLUGINS = """
+import frontd
+
+class Gate(frontd.Plugin):
+    name = "gate"
+
+    def accept_client(self, client):
+        return None
+
+    def filter_request(self, exchange):
+        return None
+
+class Counter(frontd.Plugin):
+    name = "counter"
+
+    def log(self, exchange):
+        pass
+
+class Token(frontd.Plugin):
+    name = "token"
+
+    def authenticate(self, exchange):
+        return None
+
+    def challenge(self, exchange):
+        return "Token"
+
+class Rules(frontd.Plugin):
+    name = "rules"
+
+    def authorize(self, exchange):
+        return None
+
+class Mover(frontd.Plugin):
+    name = "mover"
+
+    def route(self, exchange):
+        return None
+
+    def filter_request(self, exchange):
+        return None
+"""
+
+
+@pytest.fixture
+def plugged(text: str, tmp_path: Path) -> Config:
+    """Gate and counter on every site, more on the shop."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "all.py").write_text(PLUGINS)
+    shop = "  shop:\n"
+    text = text.replace(shop, f"{shop}    plugins: [mover, token, rules]\n")
+    text += f"plugins_dir: {folder}\nplugins: [gate, counter]\n"
+    return loads(text, discover=Discovery().catalogue, container=False).config
+
+
+def step(config: Config, url: str, name: str) -> dict[str, Any]:
+    (found,) = [step for step in explain(config, url)["steps"] if step["step"] == name]
+    return cast("dict[str, Any]", found)
+
+
+def test_plugins_are_named_by_what_they_are_asked(plugged: Config) -> None:
+    assert step(plugged, "https://shop.localhost/", "plugins") == {
+        "step": "plugins",
+        "chosen": "gate, counter, mover, token, rules",
+        "why": "accept_client: gate\n"
+        "filter_request: gate, mover\n"
+        "authenticate: token\n"
+        "challenge: token\n"
+        "authorize: rules\n"
+        "route: mover\n"
+        "log: counter\n"
+        "token asks who it is; whoever has not logged on gets 401, unless rules lets them in\n"
+        "mover may send it elsewhere; what follows is what the routes say",
+        "lost": [],
+    }
+    names = [step["step"] for step in explain(plugged, "https://shop.localhost/")["steps"]]
+    assert names == ["listener", "certificate", "site", "plugins", "route", "pool", "target"]
+
+
+def test_a_site_without_plugins_of_its_own_has_those_of_the_server(plugged: Config) -> None:
+    found = step(plugged, "http://plain.localhost:8080/", "plugins")
+    assert (found["chosen"], found["why"]) == (
+        "gate, counter",
+        "accept_client: gate\nfilter_request: gate\nlog: counter",
+    )
+
+
+def test_before_a_redirect_to_https_nobody_logs_on(plugged: Config) -> None:
+    found = step(plugged, "http://shop.localhost:8080/x", "plugins")
+    assert found["chosen"] == "gate, counter, mover"
+    assert found["why"] == "accept_client: gate\nfilter_request: gate, mover\nlog: counter"
+
+
+def test_what_is_asked_before_a_redirect_is_what_the_pipeline_asks() -> None:
+    def hook(self: frontd.Plugin, exchange: frontd.Exchange) -> None: ...
+
+    def of_client(self: frontd.Plugin, client: frontd.Client) -> None: ...
+
+    def of_failure(self: frontd.Plugin, exchange: frontd.Exchange, error: Exception) -> None: ...
+
+    others = {"accept_client": of_client, "client_closed": of_client, "forward_failed": of_failure}
+    every = type("Every", (frontd.Plugin,), {"name": "every", **dict.fromkeys(SPECS, hook), **others})
+    phases = freeze([every(frontd.Settings(), Context("", MemoryStore(0), print))]).before_logon()
+    asked = {"accept_client"} | {name for name in SPECS if getattr(phases, name)}  # a client is met before any site
+    assert list(BEFORE_LOGON) == [name for name in SPECS if name in asked]
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture
+def files(text: str, tmp_path: Path) -> Config:
+    """The shop with a route to a directory."""
+    www = tmp_path / "www"
+    (www / "sub").mkdir(parents=True)
+    (www / "a b.txt").write_text("hello")
+    (www / "sub" / "index.html").write_text("index")
+    (www / "link").symlink_to("a b.txt")
+    (www / "out").symlink_to("/etc/passwd")
+    (www / "esc\x1b[31m").write_text("")
+    text = text.replace("      /: web\n", f"      /: web\n      /www/: {{files: {www}}}\n", 1)
+    return loads(text, container=False).config
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen", "answer"),
+    [
+        ("/www/a%20b.txt?x", "WWW/a b.txt", "the file WWW/a b.txt, 5 bytes"),
+        ("/WWW/sub/", "WWW/sub/index.html", "the file WWW/sub/index.html, 5 bytes"),
+        ("/www/link", "WWW/a b.txt", "the file WWW/a b.txt, 5 bytes"),
+        ("/www/esc%1B%5B31m", "WWW/esc?[31m", "the file WWW/esc?[31m, 0 bytes"),
+        ("/www/sub?x=1", None, "308 redirect to /www/sub/?x=1"),
+        ("/www/nothing", None, "404 NotFound: "),
+        ("/www/out", None, "404 NotFound: "),
+        ("/www/.git/config", None, "404 NotFound: "),
+        ("/www/", None, "404 NotFound: "),
+    ],
+)
+def test_a_file(files: Config, tmp_path: Path, path: str, chosen: str | None, answer: str) -> None:
+    www = str(tmp_path / "www")
+    said = explain(files, f"https://shop.localhost{path}")
+    last = said["steps"][-1]
+    assert last["step"] == "file"
+    assert last["chosen"] == (chosen and chosen.replace("WWW", www))
+    assert said["answer"].startswith(answer.replace("WWW", www))
+    assert www in last["why"]
 
 
 def test_no_listener(text: str) -> None:

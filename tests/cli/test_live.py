@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from frontd.cli.controlclient import configured_socket
-from frontd.cli.live import address, status_text
+from frontd.cli.live import address, memory, status_text
 from frontd.cli.root import cli
 from frontd.config import places
 
@@ -30,10 +30,19 @@ STATUS: dict[str, Any] = {
         {"name": "https", "kind": "https", "address": None, "port": 8443, "public_port": 443, "connections": 7},
         {"name": "v6", "kind": "http", "address": "::1", "port": 8080, "public_port": 8080, "connections": 0},
     ],
-    "sites": [{"name": "shop", "urls": ["https://shop.example:443/"], "requests": 1234, "errors": 5}],
+    "sites": [
+        {
+            "name": "shop", "urls": ["https://shop.example:443/"], "requests": 1234, "errors": 5,
+            "plugins": [
+                {"name": "ip_filter", "server": True, "hooks": ["accept_client", "filter_request"]},
+                {"name": "basic", "server": False, "hooks": ["authenticate", "challenge"]},
+                {"name": "authorize", "server": False, "hooks": ["authorize"]},
+            ],
+        }
+    ],
     "pools": [
         {
-            "name": "app",
+            "name": "app", "on_demand": False,
             "queue": {"length": 2, "limit": 1000, "wait": 30.0, "longest": 1.84},
             "targets": [
                 {
@@ -45,8 +54,19 @@ STATUS: dict[str, Any] = {
                     "concurrency": 8, "error": "the name does not resolve",
                 },
             ],
-        }
+        },
+        {
+            "name": "http://far:80", "on_demand": True,
+            "queue": {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0},
+            "targets": [
+                {
+                    "target": "http://far:80", "address": None, "state": "unknown", "active": 0, "idle": 0,
+                    "concurrency": None, "error": None,
+                },
+            ],
+        },
     ],
+    "store": {"used": 1258291, "limit": 67108864, "entries": 12},
     "certificates": [{"hosts": ["shop.example"], "not_after": "2027-01-01T00:00:00Z", "source": "/run/secrets/s.crt"}],
     "reasons": {"QueueFull": 3, "AppOffline": 12}, "log": {"dropped": 0}, "dropped_underscore_fields": 0,
     "connections": 7,
@@ -108,17 +128,46 @@ def ask(tmp_path: Path, runner: CliRunner) -> Ask:
 def test_status_is_aligned_text(ask: Ask) -> None:
     code, output = ask({"GET /status": (200, STATUS)}, "status")
     assert code == 0
-    assert output.splitlines()[:3] == [
+    assert output.splitlines()[:4] == [
         "frontd 0.1.0   serving   pid 42   up 3m 12s   7 connections",
         "configuration /etc/frontd/frontd.yaml, loaded 2026-11-20T10:00:00Z, generation 3",
         "last reload 2026-11-20T10:02:00Z: site shop",
+        "memory of plugins: 1.2 MiB of 64.0 MiB, entries: 12",
     ]
     assert "https      https   *:8443               443             7\n" in output
     assert "v6         http    [::1]:8080          8080             0\n" in output
-    assert "app    http://app:8000   10.0.0.2:8000   up           1      3             -   -\n" in output
+    assert "app         http://app:8000   10.0.0.2:8000   up             1      3             -   -\n" in output
+    assert "on demand   http://far:80     -               unknown" in output
     assert "the name does not resolve\n" in output
     assert "\x1b" not in output
     assert not [line for line in output.splitlines() if line != line.rstrip()]
+
+
+def test_status_names_plugins_in_their_order_and_the_servers_once() -> None:
+    also = {**STATUS["sites"][0], "name": "blog", "plugins": STATUS["sites"][0]["plugins"][:1]}
+    text = status_text({**STATUS, "sites": [*STATUS["sites"], also]})
+    assert (
+        "SITE         PLUGIN      HOOKS\n"
+        "every site   ip_filter   accept_client, filter_request\n"
+        "shop         basic       authenticate, challenge\n"
+        "shop         authorize   authorize\n\n"
+    ) in text
+
+
+def test_status_without_plugins_does_not_speak_of_them() -> None:
+    text = status_text({**STATUS, "sites": [{**STATUS["sites"][0], "plugins": []}]})
+    assert "PLUGIN" not in text
+    assert "memory" not in text
+    assert "\nSITE   REQUESTS" in text
+    assert "frontd 0.1.0" in status_text({**STATUS, "sites": []})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (1 << 26, "64.0 MiB"), (1 << 50, "1024.0 TiB")],
+)
+def test_memory(size: int, text: str) -> None:
+    assert memory(size) == text
 
 
 @pytest.mark.parametrize("named", [True, False])

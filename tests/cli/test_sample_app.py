@@ -154,7 +154,10 @@ async def test_head_has_the_length_and_no_body() -> None:
 
 @pytest.mark.parametrize(
     ("target", "status"),
-    [(b"/download?bytes=-1", 400), (b"/sleep?s=nan", 400), (b"/cached?s=x", 400), (b"/nothing", 404), (b"/upload", 405), (b"/echo", 426)],
+    [
+        (b"/download?bytes=-1", 400), (b"/sleep?s=nan", 400), (b"/cached?s=x", 400), (b"/nothing", 404),
+        (b"/upload", 405), (b"/echo", 426),
+    ],
 )
 async def test_wrong_requests_get_a_sentence(target: bytes, status: int) -> None:
     head, body = await ask(GET % target)

@@ -220,6 +220,15 @@ async def test_what_is_remembered_is_of_one_user_password_and_site(tmp_path: Pat
             desk.at_once(other)
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_no_part_of_a_logon_runs_into_the_next(at: int) -> None:
+    one, other = ["a"] * 5, ["a"] * 5
+    one[at : at + 2] = "x", "y3:abc"
+    other[at : at + 2] = "x6:y", "abc"
+    assert basic._digest(*one) != basic._digest(*other)
+    assert basic._digest(*one) == basic._digest(*one)
+
+
 async def test_the_oldest_is_forgotten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(basic, "REMEMBERED", 2)
     desk = Desk(tmp_path, "".join(f"{name}:{passwords.make(name, cost=4)}\n" for name in "abc"))

@@ -254,6 +254,18 @@ def test_in_a_mixed_file_strangers_cost_what_users_cost(tmp_path: Path) -> None:
     assert not {record.stored for record in users.records.values()} & set(users.decoys)
 
 
+async def test_and_so_it_is_for_whoever_tries(tmp_path: Path) -> None:
+    lines = [f"user{cost}:{passwords.make('x', cost=cost)}\n" for cost in (4, 9)]
+    desk = Desk(tmp_path, "".join(lines), failures_per_address=None)
+    times = []
+    for number in range(40):
+        before = time.process_time()
+        assert await desk.logon(f"stranger {number}", "guess") == "LogonFailed"
+        times.append(time.process_time() - before)
+    slow = sum(spent > 0.012 for spent in times)  # 2^9 rounds take some 25 ms of CPU, 2^4 one
+    assert 5 <= slow <= 35
+
+
 # ---------------------------------------------------------------------------------------------------- the buckets
 
 

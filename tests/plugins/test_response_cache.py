@@ -169,7 +169,10 @@ async def test_max_entry_is_exact(tmp_path: Path, chunked: bool) -> None:
         play.pages.scripts["/small"] = play.pages.scripts["/large"] = page
         line = await play.stage.connect()
         for path, size in (("/small", 100), ("/large", 101)):
-            assert [len((await line.get(path))[1]) for _ in range(2)] == [size, size]
+            answers = [await line.get(path) for _ in range(2)]
+            assert [len(body) for _, body in answers] == [size, size]
+        if not chunked:  # known from the start, and said
+            assert how(answers[0][0]) == "fwd=uri-miss; detail=too-large"
         assert play.made == {"/small": 1, "/large": 2}
 
 

@@ -106,6 +106,7 @@ async def test_what_was_asked_for_before_a_change_is_not_stored_after_it(
     async with cached(tmp_path) as play:
         play.pages.scripts["/"] = slow_get
         got: list[tuple[str, str]] = []
+        began = trio.current_time()
 
         async def visit(*fields: str) -> None:
             head, body = await play.get("/", *fields)
@@ -124,6 +125,7 @@ async def test_what_was_asked_for_before_a_change_is_not_stored_after_it(
             assert len(play.store) == 0
         assert sorted(body for body, _ in got[:2]) == ["GET / #1 for nobody", "GET / #2 for nobody"]
         assert sorted(got[2:]) == [("GET / #4 for nobody", "fwd=uri-miss; collapsed"), ("GET / #4 for nobody", STORED)]
+        assert trio.current_time() - began == 3  # asked when the change was made, and two seconds on its way
         assert await play.hows(("/",)) == ["hit"]
         assert play.made == {"/": 4}
 

@@ -57,7 +57,7 @@ class Crowd:
     async def _visit(self, line: Line, fields: tuple[str, ...], method: str) -> None:
         try:
             head, body = await ask(line, "/", *fields, method=method)
-        except (AssertionError, trio.ClosedResourceError, trio.BrokenResourceError):  # the one who leaves
+        except (AssertionError, EOFError, trio.ClosedResourceError, trio.BrokenResourceError):  # it, or the app, left
             return
         made = body.decode().partition(" for ")[0] if status(head) == 200 else str(status(head))
         self.got.append((made, how(head), round(trio.current_time() - self.began, 3)))
@@ -242,6 +242,26 @@ async def test_when_the_app_fails_the_first_one_the_others_ask_at_once(tmp_path:
         assert sorted(way for _, way, _ in crowd.got) == ["", *["fwd=uri-miss; stored"] * 4]
         assert {round(seconds) for _, _, seconds in crowd.got} == {2, 3}
         assert play.made == {"/": 6}
+
+
+async def test_when_the_answer_breaks_off_the_others_ask_at_once(tmp_path: Path, autojump_clock: object) -> None:
+    """They would not do better one after the other."""
+
+    async def break_off(pages: Pages, line: Line, head: bytes) -> None:
+        made = pages.page(head)
+        await line.send(made[:-5])
+        await trio.sleep(1)
+        if pages.made["/"] == 1:
+            raise EOFError
+        await line.send(made[-5:])
+
+    async with cached(tmp_path) as play:
+        play.pages.scripts["/"] = break_off
+        async with trio.open_nursery() as nursery:
+            crowd = Crowd(play, nursery)
+            await crowd.come(5)
+        assert sorted((way, seconds) for _, way, seconds in crowd.got) == [("fwd=uri-miss; stored", 2)] * 4
+        assert play.made == {"/": 5}
 
 
 @pytest.mark.parametrize("what", ["fail", "replace", "add Set-Cookie=a"])

@@ -170,6 +170,21 @@ async def test_where_the_last_answer_was_everybodys_one_asks_for_all(tmp_path: P
         assert [(whom, seconds) for whom, _, seconds in waited] == [("alice", 1), ("bob", 2), ("bob", 2)]
 
 
+async def test_and_when_that_one_leaves_another_does(tmp_path: Path, autojump_clock: object) -> None:
+    async with cached(tmp_path) as play:
+        play.pages.scripts["/"], play.pages.fields["/"] = slow, [SHARED]
+        await play.get("/")
+        await trio.sleep(60)
+        line = await play.stage.connect()
+        await line.send(b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Who: alice\r\n\r\n")
+        await settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(together, play, BOB, BOB, BOB)
+            await settled()
+            await line.close()
+        assert play.made == {"/": 3}
+
+
 async def test_a_client_certificate_is_somebody(pki: Pki, tmp_path: Path) -> None:
     pages = Pages()
     pages.fields["/public"] = [SHARED]

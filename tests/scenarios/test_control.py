@@ -119,8 +119,8 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             assert status == 200
             assert list(said) == [
                 "version", "pid", "started", "uptime", "ready", "state", "generation", "config", "last_reload",
-                "listeners", "sites", "pools", "certificates", "reasons", "log", "dropped_underscore_fields",
-                "connections",
+                "listeners", "sites", "pools", "store", "certificates", "reasons", "log",
+                "dropped_underscore_fields", "connections",
             ]  # fmt: skip
             assert (said["version"], said["pid"]) == ("1.2.3", os.getpid())
             assert (said["ready"], said["state"]) == (True, "serving")
@@ -130,7 +130,10 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             ]  # fmt: skip
             assert said["listeners"][1]["port"] == control.stage.port("https")
             assert (said["sites"][0]["name"], said["sites"][0]["urls"]) == ("main", ["https://*:443/"])
+            assert said["sites"][0]["plugins"] == []
+            assert said["store"] == {"used": 0, "limit": 67108864, "entries": 0}
             (pool,) = said["pools"]
+            assert (pool["name"], pool["on_demand"]) == ("app", False)
             assert pool["queue"] == {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0}
             assert [set(target) for target in pool["targets"]] == [
                 {"target", "address", "state", "active", "idle", "concurrency", "error"}
