@@ -126,9 +126,10 @@ class ResponseCache(frontd.Plugin):
         request = exchange.request
         if not exchange.pool or not request.host:  # a file or a redirect; HTTP/1.0 without a host
             return None
-        trail = exchange.state(self)["trail"] = Trail(exchange)
+        trail = Trail(exchange)
         if request.method not in ("GET", "HEAD"):
             trail.why = "method"
+            exchange.state(self)["trail"] = trail
             return None
         ask = ask_of(request)
         if ask.obstacle:
@@ -137,6 +138,7 @@ class ResponseCache(frontd.Plugin):
             return answer
         if ask.wishes.only_if_cached:
             return frontd.Response(504, {"Cache-Control": "no-store"}, text="Nothing that fits is stored.\n")
+        exchange.state(self)["trail"] = trail
         if ask.obstacle:
             return None
         trail.may_store = request.method == "GET" and not ask.wishes.no_store
@@ -279,7 +281,9 @@ class ResponseCache(frontd.Plugin):
         """Put `entry` beside those of the same URL from elsewhere; False when the store is too small for it."""
         key = (NAME, *trail.url)
         shelf: dict[Destination, Entry] = dict(self.store.get(key) or {})
-        shelf.pop(trail.destination, None)
+        known = shelf.pop(trail.destination, None)
+        if known is not None and known.born > entry.born:  # this one took longer: the most recent counts (RFC 9111 4)
+            return True
         while len(shelf) >= _MOST_DESTINATIONS:
             del shelf[next(iter(shelf))]
         shelf[trail.destination] = entry
@@ -298,7 +302,7 @@ class ResponseCache(frontd.Plugin):
         if trail is None:
             return
         response = exchange.response
-        if trail.response is not response:  # stored, an error page, or another plugin's
+        if trail.response is not response:  # an error page, another plugin's, or what was waited for
             self._end_flight(trail, gave_up=True)
             return
         if trail.stores and not response.captures:  # a plugin failed, and then nothing is kept

@@ -1,9 +1,9 @@
-"""The tables of docs/configuration.md, made from the models' descriptions."""
+"""The tables of keys in the documentation, made from the models' descriptions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -31,12 +31,13 @@ _PLACES: tuple[tuple[str, type[Part], str], ...] = (
     ),
     (
         "`sites.NAME.routes.PATH`", model.Route,
-        "Exactly one of `pool`, `target` and `redirect`. A target (it contains `://` or begins with `unix:`) or "
-            "the name of a pool stands for the map.",
+        "Exactly one of `pool`, `target`, `files` and `redirect`. A target (it contains `://` or begins with `unix:`) "
+            "or the name of a pool stands for the map.",
     ),
     ("`pools.NAME`", model.Pool, "A target stands for a pool that has only this one."),
     ("`pools.NAME.queue`", model.Queue, ""),
     ("`pools.NAME.tls`", model.PoolTls, ""),
+    ("`cache`", model.Cache, ""),
     ("`limits`, `sites.NAME.limits`", model.Limits, "A site's limits are laid over the global ones, key by key."),
     ("`timeouts`, `sites.NAME.timeouts`", model.Timeouts, "A site's timers are laid over the global ones, key by key."),
     ("`log`", model.Log, ""),
@@ -58,10 +59,32 @@ def reference() -> str:
         lines = [f"## {heading}", ""]
         lines += [part.__doc__.replace("``", "`"), ""] if part.__doc__ else []
         lines += [remark, ""] if remark else []
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += _rows(part)
-        parts.append("\n".join(lines) + "\n")
+        parts.append("\n".join([*lines, *_table(part)]) + "\n")
     return "\n".join(parts)
+
+
+def settings_table(settings: type[Part]) -> str:
+    """Markdown with the keys of a plugin's settings; models inside of them have tables of their own below."""
+    if not settings.model_fields:
+        return "It takes no settings."
+    parts = ["\n".join(_table(settings))]
+    for name, part in _parts_in(settings, ""):
+        about = f" {part.__doc__.replace('``', '`')}" if part.__doc__ else ""
+        parts.append("\n".join([f"`{name}`:{about}", "", *_table(part)]))
+    return "\n\n".join(parts)
+
+
+def _parts_in(settings: type[Part], above: str) -> Iterator[tuple[str, type[Part]]]:
+    for key in settings.model_fields:
+        shape, part = shape_of(settings, key)
+        if part is not None and shape in ("part", "parts"):
+            name = f"{above}{key}{'[]' if shape == 'parts' else ''}"
+            yield name, part
+            yield from _parts_in(part, f"{name}.")
+
+
+def _table(part: type[Part]) -> list[str]:
+    return ["| key | type | default | meaning |", "|---|---|---|---|", *_rows(part)]
 
 
 def _rows(part: type[Part]) -> Iterable[str]:
@@ -82,13 +105,22 @@ def _kind(field: FieldInfo) -> units.Kind | None:
 
 
 def _type(part: type[Part], key: str, field: FieldInfo) -> str:
-    shape, _ = shape_of(part, key)
+    shape, inner = shape_of(part, key)
     kind = _kind(field)
+    if shape == "named" and not (isinstance(inner, type) and issubclass(inner, Part)):
+        return "map"
     if shape == "words":
-        return f"list of {kind.name}{'es' if kind.name.endswith('x') else 's'}" if kind else "list"
+        return f"list of {kind.name}{'es' if kind.name.endswith('x') else 's'}" if kind else "list of texts"
     if shape == "word":
-        return kind.name if kind else "text"
+        return kind.name if kind else _plain_type(field.annotation)
     return {"part": "map", "parts": "list of maps", "named": "map by name"}[shape]
+
+
+def _plain_type(annotation: Any) -> str:
+    """What a type of Python's own is called, as plugins use them."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{word}`" for word in get_args(annotation))
+    return {bool: "true or false", int: "number", float: "number"}.get(annotation, "text")
 
 
 def _default(field: FieldInfo) -> str:
@@ -96,13 +128,17 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value: Any = field.default
     kind = _kind(field)
-    if value is PydanticUndefined or value is None or value == () or value == "":
+    if value is PydanticUndefined or value is None or value in ((), "", {}):
         return "`none`" if value is None and kind is not None and kind.name.endswith("`none`") else "–"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if kind is not None and kind.name.startswith("size"):
         return f"`{_size(value)}`"
-    return f"`{value:g}s`" if isinstance(value, float) else f"`{value}`"
+    return f"`{_duration(value)}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _duration(value: float) -> str:
+    return f"{value / 86400:g}d" if value and value % 86400 == 0 else f"{value:g}s"
 
 
 def _size(value: int) -> str:

@@ -245,7 +245,10 @@ class RequestBody:
     `next_now` and `next` give the parts and then the `End`; after `rewind` they begin again.
     """
 
-    __slots__ = ("_down", "_end", "_kept", "_position", "_request", "_size", "can_rewind", "limit")
+    __slots__ = (
+        "_down", "_end", "_failure", "_is_sent", "_kept", "_position", "_request", "_size", "can_rewind",
+        "limit",
+    )  # fmt: skip
 
     def __init__(self, down: Downstream, request: Request) -> None:
         self._down = down
@@ -255,6 +258,8 @@ class RequestBody:
         self._size = 0
         self._position = 0
         self._end: End | None = None
+        self._failure: FrontdError | None = None  # what ended it early
+        self._is_sent = False  # it has begun to go to the app
         self.can_rewind = True
 
     def check_length(self) -> None:
@@ -267,7 +272,7 @@ class RequestBody:
         """All of it, which is kept so that it is forwarded all the same.
 
         Raises `FrontdError`: ``EntityTooLarge`` (413) beyond `max_bytes` bytes or the site's limit, or what ended the
-        connection.
+        connection; `RuntimeError` when it is on its way to the app and not all of it was kept.
         """
         request = self._request
         if not request.has_body:
@@ -275,35 +280,59 @@ class RequestBody:
         self.check_length()
         if (request.content_length or 0) > max_bytes:
             raise body_too_large(max_bytes, PLUGIN_LIMIT)
+        if not self._is_sent:
+            await self._read_to_end(max_bytes)
+        elif self._end is None or not self.can_rewind:
+            raise RuntimeError("the body is on its way to the app; read it in rewrite_request or earlier")
+        if self._size > max_bytes:
+            raise body_too_large(max_bytes, PLUGIN_LIMIT)
+        return b"".join(self._kept)
+
+    async def _read_to_end(self, max_bytes: int) -> None:
+        """Keep all of it, or as much as shows that it is more than `max_bytes`."""
         await task_lane()
         self.limit = max(self.limit, max_bytes)
         parts = 0
-        while self._end is None:
-            part = await self._down.receive_body()
-            if isinstance(part, bytes) and self._size + len(part) > max_bytes:
-                raise body_too_large(max_bytes, PLUGIN_LIMIT)
-            self._keep(part)
-            parts += 1
-            if parts % PARTS_IN_A_ROW == 0:  # a body in small chunks leaves the others their turn
-                await trio.lowlevel.checkpoint()
-        self._position = 0
-        if self._size > max_bytes:  # it was read before, by somebody with a larger limit
-            raise body_too_large(max_bytes, PLUGIN_LIMIT)
-        return b"".join(self._kept)
+        try:
+            while self._end is None and self._size <= max_bytes:
+                part = await self._receive()
+                if isinstance(part, bytes):  # kept also when it is too much: whoever asked may be content with less
+                    self.limit = max(self.limit, self._size + len(part))
+                self._keep(part)
+                parts += 1
+                if parts % PARTS_IN_A_ROW == 0:  # a body in small chunks leaves the others their turn
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._position = 0  # also when a plugin does not wait for the end: what has arrived is forwarded
 
     def next_now(self) -> bytes | End | None:
         """The next part if it is there.  Raises `FrontdError` (downstream)."""
         known = self._replayed()
-        return known if known is not None else self._keep(self._down.body_now())
+        if known is not None:
+            return known
+        try:
+            return self._keep(self._down.body_now())
+        except FrontdError as error:
+            self._failure = error
+            raise
 
     async def next(self) -> bytes | End:
         """The next part.  Raises `FrontdError` (downstream)."""
         known = self._replayed()
         if known is not None:
             return known
-        part = await self._down.receive_body()
+        part = await self._receive()
         self._keep(part)
         return part
+
+    async def _receive(self) -> bytes | End:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return await self._down.receive_body()
+        except FrontdError as error:
+            self._failure = error
+            raise
 
     def rewind(self) -> None:
         """Begin again with the first part; only when `can_rewind`."""
@@ -311,6 +340,9 @@ class RequestBody:
         self._position = 0
 
     def _replayed(self) -> bytes | End | None:
+        self._is_sent = True
+        if self._failure is not None:  # a part is missing, and nobody takes what is there for the whole
+            raise self._failure
         if self._position < len(self._kept):
             self._position += 1
             return self._kept[self._position - 1]

@@ -26,7 +26,7 @@ import trio
 
 from frontd.model.errors import FrontdError, Reason, Source, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers, bad_field
-from frontd.model.messages import Exchange, Response
+from frontd.model.messages import NO_BODY, Exchange, Response
 from frontd.model.verdicts import Redirect
 from frontd.net.traps import readable, task_lane
 from frontd.pipeline.admission import Answer, admitted, identified, routed
@@ -105,6 +105,8 @@ async def serve(
             await send_answer(exchange, down, phases, response)
     except FrontdError as error:
         await refuse(exchange, down, error, phases)
+    finally:
+        request.body = NO_BODY  # which refers to the request: nothing of an exchange is left to the collector of cycles
 
 
 async def send_file(

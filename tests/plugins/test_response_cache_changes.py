@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from frontd_plugins import response_cache
 
 from tests.plugins.cachedsite import Pages, Play, ask, cached, field, how, status
 from tests.wire import Line, settled
@@ -128,6 +129,32 @@ async def test_what_was_asked_for_before_a_change_is_not_stored_after_it(
         assert trio.current_time() - began == 3  # asked when the change was made, and two seconds on its way
         assert await play.hows(("/",)) == ["hit"]
         assert play.made == {"/": 4}
+
+
+async def test_an_old_answer_that_took_long_does_not_replace_a_newer_one(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    async def ever_faster(pages: Pages, line: Line, head: bytes) -> None:
+        made, number = pages.page(head), pages.made["/"]
+        await trio.sleep(5 - 2 * number)
+        await line.send(made)
+
+    async with cached(tmp_path) as play:
+        play.pages.scripts["/"] = ever_faster
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(play.get)
+            await trio.sleep(1)
+            assert (await play.get("/", "Cache-Control: no-cache"))[1] == "GET / #2 for nobody"
+        assert (await play.get())[1] == "GET / #2 for nobody"
+
+
+async def test_one_url_does_not_fill_the_store_from_any_number_of_destinations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response_cache, "_MOST_DESTINATIONS", 2)
+    ways = (("/",), ("/", "X-Pool: app"), ("/", "X-Pool: other"))
+    async with cached(tmp_path) as play:
+        assert await play.hows(*ways, ways[2], ways[1], ways[0]) == [STORED] * 3 + ["hit", "hit", STORED]
 
 
 # ---------------------------------------------------------------------------------------------------- other plugins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import trio
 from frontd_plugins import response_cache
 
+from frontd import Response
 from tests.plugins.cachedsite import FRESH, Page, Pages, Play, ask, cached, field, how, status
+from tests.plugins.exchanges import asked, placed
 from tests.wire import Line, configuration, settled
 
 NO_STORE = ["Cache-Control: no-store"]
@@ -163,6 +166,28 @@ async def test_how_many_urls_are_remembered_is_bounded(tmp_path: Path, monkeypat
             play.pages.fields[f"/{number}"] = NO_STORE
             await line.get(f"/{number}")
         assert len(play.cache._marks) == 10
+
+
+@pytest.mark.parametrize("completes", [True, False])
+async def test_nothing_of_an_exchange_is_left_to_the_collector_of_cycles(completes: bool) -> None:
+    cache = placed(response_cache.ResponseCache)
+    exchange = asked("/")
+    exchange.pool = "app"
+    gc.collect()
+    gc.disable()
+    try:
+        assert cache.cache_lookup(exchange) is None
+        exchange.response = Response(200, {"Cache-Control": "max-age=60"}, None)
+        cache.admit_response(exchange)
+        (want,) = exchange.response.captures
+        if completes:
+            want.then(Response(200, exchange.response.headers.copy(), b"whole"))
+        cache.log(exchange)
+        assert len(cache.store) == completes
+        del exchange, want
+        assert [one for one in gc.get_objects() if isinstance(one, response_cache.Trail)] == []
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------------------------------------------- the first fails

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import frontd
 from frontd import Continue, Exchange, Identity, Plugin, Redirect, Refuse, Response
 from tests.scenarios.plugged import PluginClass, fields, made, plugged, says, status
 from tests.wire import app
