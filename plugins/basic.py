@@ -115,7 +115,7 @@ class Basic(frontd.Plugin):
             max_length=255,
             description="What clients are told that the logon is for. Default: the site's name.",
         )
-        allow_http: bool = Field(
+        allow_http: frontd.Flag = Field(
             default=False,
             description="Whether passwords may come over plain http, where everybody on the way can read them. If not, "
             "plain requests get 403.4, as with IIS's requireSSL. RFC 7617 4 wants TLS.",

@@ -209,3 +209,41 @@ def test_everything_public_is_documented() -> None:
 def test_a_missing_docstring_is_found() -> None:
     text = "async def a(): ...\nclass B:\n    x = 1\ndef _c(): ...\ndef d():\n    '''What it is for.'''\n"
     assert undocumented("m", text) == ["m (the module)", "m:1 a", "m:2 B"]
+
+
+# ---------------------------------------------------------------------------------------------------- plugins
+
+
+def inside_imports(text: str) -> list[str]:
+    """What a plugin imports of frontd beside its root; the plugins of the repository may share code of their own."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = ["."] if node.level else [node.module or ""]
+        found += [name for name in names if name.startswith((".", "frontd."))]
+    return found
+
+
+def test_bundled_plugins_use_the_public_door_only() -> None:
+    paths = sorted((ROOT / "plugins").glob("*.py"))
+    assert len(paths) > 6
+    assert {path.name: found for path in paths if (found := inside_imports(path.read_text()))} == {}
+
+
+def test_another_door_is_found() -> None:
+    text = "import frontd, frontd_plugins.y\nimport frontd.model.errors\nfrom frontd.net import tls\nfrom . import x"
+    assert inside_imports(text) == ["frontd.model.errors", "frontd.net", "."]
+
+
+def test_plugins_are_those_of_this_folder() -> None:
+    """An editable install sees an edit of plugins/ at once."""
+    import frontd_plugins
+
+    assert Path(str(frontd_plugins.__file__)).parent == ROOT / "plugins"
+
+
+def test_every_plugin_is_documented_and_has_no_long_file() -> None:
+    texts = {path.stem: path.read_text() for path in (ROOT / "plugins").glob("*.py")}
+    assert not [fault for name, text in texts.items() for fault in undocumented(name, text)]
+    assert not [name for name, text in texts.items() if len(text.splitlines()) > LONGEST]

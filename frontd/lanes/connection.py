@@ -18,7 +18,6 @@ Invariants
 
 from __future__ import annotations
 
-import inspect
 import socket
 import time
 from contextlib import suppress
@@ -39,9 +38,9 @@ from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
 from frontd.net.traps import carry
 from frontd.pipeline.answers import PHRASES, error_response
 from frontd.pipeline.forward import reported_client
-from frontd.pipeline.phases import Hook, Phases, tell
+from frontd.pipeline.phases import Hook, Phases, ask, tell
 from frontd.pipeline.plugin import Plugin
-from frontd.pipeline.reply import refuse
+from frontd.pipeline.reply import refusal_of, refuse
 from frontd.pipeline.serve import serve
 from frontd.pipeline.world import Site, SiteState, World
 from frontd.protocol.h1 import ServerConnection
@@ -142,7 +141,7 @@ class Connection:
         faults: list[tuple[str, Exception]] = []
         tell(tuple(self.closers.values()), self.client, faults)
         for where, error in faults:
-            self.service.log_fault(where, error)
+            self.service.log_fault(f"plugin {where}", error)
 
 
 async def handle(connection: Connection) -> None:
@@ -245,16 +244,12 @@ async def ask_to_accept(connection: Connection, phases: Phases) -> FrontdError |
     """The refusal of a plugin, or of one that failed; None: none."""
     for hook in phases.accept_client:
         try:
-            answer = hook.function(connection.client)
-            if inspect.isawaitable(answer):
-                answer = await answer
-            if answer is not None and type(answer) not in hook.allows:
-                raise TypeError(f"it returned {type(answer).__name__}; it may return Refuse or None")
+            answer = await ask(hook, connection.client)
         except Exception as error:
-            connection.service.log_fault(hook.where, error)
+            connection.service.log_fault(f"plugin {hook.where}", error)
             return FrontdError(Reason.PluginFault, detail=f"{hook.where}: {type(error).__name__}")
         if answer is not None:
-            return FrontdError(answer.word, detail=answer.log, hint=answer.hint, status=answer.status)
+            return refusal_of(answer)
     return None
 
 

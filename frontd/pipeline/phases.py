@@ -195,12 +195,7 @@ async def first_soft(phase: Phase, exchange: Exchange, *more: object) -> Any:
     """The first answer of a phase, or None; a hook that fails is noted on the exchange and passed over."""
     for hook in phase:
         try:
-            answer = hook.function(exchange, *more)
-            if answer is None:
-                continue
-            if type(answer) not in hook.allows:
-                answer = await _waited_for(hook, answer)
-            _fit(answer)
+            answer = await ask(hook, exchange, *more)
         except Exception as error:
             exchange.faults.append((hook.where, error))
             continue
@@ -232,6 +227,15 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
             continue
         answers.append(answer)
     return answers
+
+
+async def ask(hook: Hook, *subjects: object) -> Any:
+    """The answer of one hook.  Raises what it raises, and `TypeError` or `ValueError` for what it may not answer."""
+    answer = hook.function(*subjects)
+    if answer is not None and type(answer) not in hook.allows:
+        answer = await _waited_for(hook, answer)
+    _fit(answer)
+    return answer
 
 
 async def _waited_for(hook: Hook, answer: Any) -> Any:

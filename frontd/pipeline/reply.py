@@ -20,10 +20,7 @@ from frontd.protocol.scan import ResponseHead
 async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Answer) -> None:
     """Send what a plugin answered.  Raises `FrontdError` for what is answered with an error page."""
     if isinstance(answer, Refuse):
-        raise FrontdError(
-            answer.word, detail=answer.log, hint=answer.hint, status=answer.status, retry_after=answer.retry_after,
-            substatus=answer.substatus, fields=Response(answer.status, answer.headers).headers.pairs(),
-        )  # fmt: skip
+        raise refusal_of(answer)
     if isinstance(answer, UseHttp11):
         if exchange.request.version == "1.1":
             raise plugin_fault(exchange, "authenticate", TypeError("UseHttp11 for a request that is HTTP/1.1 already"))
@@ -37,6 +34,14 @@ async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Ans
         if answer.status == 401 and b"www-authenticate" not in answer.headers:
             challenge(exchange, phases, answer.headers)
     await send_answer(exchange, down, phases, answer)
+
+
+def refusal_of(answer: Refuse) -> FrontdError:
+    """A plugin's refusal as everything that ends an exchange, or a connection."""
+    return FrontdError(
+        answer.word, detail=answer.log, hint=answer.hint, status=answer.status, retry_after=answer.retry_after,
+        substatus=answer.substatus, fields=Response(answer.status, answer.headers).headers.pairs(),
+    )  # fmt: skip
 
 
 def challenge(exchange: Exchange, phases: Phases, headers: Headers) -> None:

@@ -143,7 +143,10 @@ async def outgoing(exchange: Exchange, phases: Phases, destination: Destination)
         try:
             for hook in phases.rewrite_request:
                 await each((hook,), exchange)
-                if fault := bad_fields(request.headers):
+                fault = bad_fields(request.headers)
+                if not fault and len(request.headers.get_all(b"host")) != 1:
+                    fault = "a request has one Host field (RFC 9112 3.2)"
+                if fault:
                     raise plugin_fault(exchange, hook.where, ValueError(fault))
         finally:  # what later phases decide by is what the client sent
             headers, request.headers = request.headers, received

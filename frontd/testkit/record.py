@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from frontd.config.model import LogFile
@@ -72,6 +73,6 @@ class KeptService(Service):
         super().log_connection(client, reason, detail)
         self._record.note(Entry.of_connection(client, reason, detail), 1)
 
-    def log_fault(self, what: str, error: Exception) -> None:
+    def log_fault(self, what: str, error: Exception, secrets: Iterable[str] = ()) -> None:
         """Keep a fault with its traceback."""
         self._record.note_fault(f"{what}: {''.join(traceback.format_exception(error))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import stat
 import subprocess
@@ -194,6 +195,19 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(tmp_path: Pat
     assert "Not a directory" in failed(Path(__file__) / "users", "alice", *CHEAP)
     file.mkdir()
     assert "not a regular file" in failed(file, "alice", *CHEAP)
+    assert os.listdir(tmp_path) == ["users"]
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, file: Path) -> None:
+    done(file, "alice", *CHEAP)
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        assert "File too large" in failed(file, "bob", *CHEAP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["users"]
 
 

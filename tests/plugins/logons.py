@@ -50,8 +50,9 @@ class Desk:
         return found
 
     async def answer(self, it: Exchange) -> Identity | Refuse | None:
-        """What is answered, however long it takes."""
+        """What is answered, however long it takes; as on a front, others have their turn before a coroutine begins."""
         found = self.plugin.authenticate(it)
+        await trio.lowlevel.checkpoint()
         return await found if inspect.iscoroutine(found) else found  # type: ignore[return-value]
 
     async def logon(self, user: str, password: str, address: str = ADDRESS) -> str:

@@ -86,6 +86,8 @@ async def test_odd_credentials_are_wrong_at_once(tmp_path: Path, odd: str) -> No
     assert isinstance(found, Refuse)
     assert (found.status, found.reason) == (401, "LogonFailed")
     assert "secret" not in found.log
+    if odd == "a megabyte":
+        assert found.log == "the credentials are too long"  # and nothing of it was decoded
 
 
 async def test_what_bcrypt_would_ignore_is_wrong(tmp_path: Path) -> None:
@@ -211,7 +213,8 @@ async def test_nothing_is_remembered_for_0s(tmp_path: Path) -> None:
 
 
 async def test_what_is_remembered_is_of_one_user_password_and_site(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, "".join((ALICE, BOB, "ali:", passwords.make("x", cost=4), "\n")), site="")
+    lines = (ALICE, BOB, "ali:", passwords.make("x", cost=4), "\n")
+    desk = Desk(tmp_path, "".join(lines), site="", realm="of all sites")
     assert await desk.logon("alice", "secret") == "alice"
     others = [exchange(basic_field(*who)) for who in (("bob", "secret"), ("alice", "secret "), ("ali", "cesecret"))]
     others.append(exchange(basic_field("alice", "secret"), site="other"))
@@ -332,7 +335,8 @@ async def test_a_broken_file_changes_nothing_and_is_remarked_once(tmp_path: Path
     assert await desk.logon("alice", "secret") == "LogonFailed"
 
 
-async def test_a_user_who_is_removed_while_the_hash_is_in_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [BOB, BOB + f"alice:{passwords.make('new', cost=4)}"])
+async def test_a_line_that_is_changed_while_the_hash_is_in_work(tmp_path: Path, after: str) -> None:
     desk, found = Desk(tmp_path), list[str]()
 
     async def logon() -> None:
@@ -343,6 +347,6 @@ async def test_a_user_who_is_removed_while_the_hash_is_in_work(tmp_path: Path) -
             nursery.start_soon(logon)
             await settled()
             assert in_line() == 1
-            desk.write(BOB)
+            desk.write(after)
             await desk.plugin._look_again()
     assert found == ["LogonFailed"]

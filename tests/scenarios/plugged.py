@@ -11,7 +11,7 @@ import frontd
 from frontd.config.plugins import Catalogue, Discover
 from frontd.pipeline.discovery import examine
 from frontd.processes.front import ReloadReport
-from tests.wire import Stage, configuration, front
+from tests.wire import Stage, configuration, front, settled
 
 PluginClass = type[frontd.Plugin]
 
@@ -99,3 +99,9 @@ def fields(head: bytes, name: str) -> list[str]:
     wanted = name.lower() + ":"
     lines = head.decode("latin-1").split("\r\n")
     return [line[len(wanted) :].strip() for line in lines if line.lower().startswith(wanted)]
+
+
+async def told(stage: Stage) -> str:
+    """The whole error log; closes it, so it is for the end of a play."""
+    await settled()
+    return stage.log("error")

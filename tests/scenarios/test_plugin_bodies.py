@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from frontd import Allow, Exchange, FrontdError, Plugin, Refuse
-from tests.scenarios.plugged import PluginClass, fields, made, plugged, says, status
+from tests.scenarios.plugged import PluginClass, fields, made, plugged, says, status, told
 from tests.scenarios.test_plugin_doors import ALICE, GUARD
 from tests.wire import OK, Line, app, settled
 
@@ -163,7 +163,7 @@ async def test_read_after_it_was_sent(tmp_path: Path) -> None:
             assert (await line.ask(request))[1] == b"ok"
         assert seen == [KILO, KILO]
         assert it.bodies == [KILO, KILO, bytes(200_000)]
-        assert ": plugin audit.admit_response: RuntimeError: the body is on its way" in stage.log("error")
+        assert ": plugin audit.admit_response: RuntimeError: the body is on its way" in await told(stage)
 
 
 async def test_read_while_it_is_sent(tmp_path: Path) -> None:

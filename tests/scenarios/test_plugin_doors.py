@@ -12,7 +12,7 @@ import trustme
 import frontd
 from frontd import Allow, Exchange, Identity, Plugin, Redirect, Refuse, Response
 from frontd.pipeline.phases import SPECS
-from tests.scenarios.plugged import fields, made, of, plugged, reload, says, status, text
+from tests.scenarios.plugged import fields, made, of, plugged, reload, says, status, text, told
 from tests.scenarios.test_upgrade import ASK
 from tests.wire import app, front
 
@@ -178,7 +178,7 @@ async def test_a_wrong_answer_opens_nothing(tmp_path: Path, hook: str, deliver: 
                     not_asked = hook in ("route", "cache_lookup") and not logon
                     assert status(head) == (401 if not_asked else 500), (value, logon)
                     assert b"secret" not in body
-                assert f": plugin broken.{hook}: " in stage.log("error"), value
+                assert f": plugin broken.{hook}: " in await told(stage), value
                 (tmp_path / "error.log").unlink()
         assert it.heads == []
 
@@ -251,7 +251,7 @@ async def test_a_challenge_that_fails_hides_no_other(tmp_path: Path, broken: obj
             assert status(head) == 401
             assert fields(head, "WWW-Authenticate") == ["Other", 'Token realm="a"']
             assert b"Set-Cookie" not in head
-        assert "plugin sick.challenge: " in stage.log("error")
+        assert "plugin sick.challenge: " in await told(stage)
 
 
 async def test_the_redirect_to_https_never_asks_for_a_password(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from frontd import Continue, Exchange, Identity, Plugin, Redirect, Refuse, Response
-from tests.scenarios.plugged import PluginClass, fields, made, plugged, says, status
+from tests.scenarios.plugged import PluginClass, fields, made, plugged, says, status, told
 from tests.wire import app
 
 BREAK = "x\r\nSet-Cookie: stolen=1"
@@ -46,7 +46,7 @@ async def test_closed_before_forwarding(tmp_path: Path, hook: str, how: Callable
             assert b"bad" not in body
         assert it.heads == []
         assert stage.reasons == {"PluginFault": 2}
-        log = stage.log("error")
+        log = await told(stage)
         assert re.search(rf" 500 main PluginFault \S+ bad\.{hook}:\+RuntimeError\n", log)
         assert f": plugin bad.{hook}: RuntimeError: something in a plugin\n" in log
         assert "in plainly_wrong" in log
@@ -64,20 +64,20 @@ async def test_soft_after_it(tmp_path: Path, hook: str, wrong: Callable[..., obj
             head, body = await line.get()
             assert (status(head), body, fields(head, "X-Mark")) == (200, b"ok", ["1"])
         assert stage.reasons == {}
-        assert f": plugin bad.{hook}: " in stage.log("error")
+        assert f": plugin bad.{hook}: " in await told(stage)
 
 
 @pytest.mark.parametrize("wrong", [failing, says(1), failing_later])
 async def test_a_log_that_fails(tmp_path: Path, wrong: Callable[..., object]) -> None:
     """Also one that cannot be asked at all, since it would have to be waited for."""
-    told: list[int] = []
+    ended: list[int] = []
     hook = (lambda self, exchange: wrong(self, exchange)) if wrong is failing_later else wrong
-    after = made("after", log=lambda self, exchange: told.append(exchange.status))
+    after = made("after", log=lambda self, exchange: ended.append(exchange.status))
     async with app() as it, plugged(tmp_path, it.url, made("bad", log=hook), after) as stage:
         assert (await (await stage.connect()).get())[1] == b"ok"
         assert (await (await stage.connect()).get())[1] == b"ok"
-        assert told[0] == 200
-        assert ": plugin bad.log: " in stage.log("error")
+        assert ended[0] == 200
+        assert ": plugin bad.log: " in await told(stage)
         assert stage.log().count('"status":200') == 2
 
 
@@ -88,7 +88,7 @@ async def test_forward_failed_that_fails(tmp_path: Path) -> None:
     async with plugged(tmp_path, "http://127.0.0.1:1", bad, pool=pool) as stage:
         assert status((await (await stage.connect()).get())[0]) == 503
         assert stage.reasons == {"AppOffline": 1}
-        assert ": plugin bad.forward_failed: " in stage.log("error")
+        assert ": plugin bad.forward_failed: " in await told(stage)
 
 
 # ---------------------------------------------------------------------------------------------------- the wire
@@ -137,7 +137,7 @@ async def test_no_field_breaks_out_of_its_line(tmp_path: Path, hook: str, value:
             assert not INJECTED.search(head + body)
         assert not INJECTED.search(b"".join(it.heads))
         assert len(it.heads) == (2 if code == 200 else 0)
-        log = stage.log("error")
+        log = await told(stage)
         assert f": plugin bad.{hook}: " in log
         assert max(map(len, log.splitlines())) <= 4096
 
@@ -202,7 +202,7 @@ async def test_changes_that_an_answer_cannot_have(tmp_path: Path, change: Callab
             assert (status(head), body) == (200, b"ok")
             assert fields(head, "X-Mark") == ["first", "last"]
         assert stage.reasons == {}
-        assert ": plugin bad.rewrite_response: ValueError: " in stage.log("error")
+        assert ": plugin bad.rewrite_response: ValueError: " in await told(stage)
 
 
 @pytest.mark.parametrize(("code", "phrase"), [(404, b"404 Not Found"), (299, b"299 "), (599, b"599 ")])
@@ -222,7 +222,7 @@ async def test_changes_that_it_can_have(tmp_path: Path, code: int, phrase: bytes
             assert (body, fields(head, "X-New"), fields(head, "Content-Length")) == (b"ok", ["1"], ["2"])
             assert fields(head, "Transfer-Encoding") == []
         assert f'"status":{code}' in stage.log()
-        assert stage.log("error").count("plugin good") == 0
+        assert (await told(stage)).count("plugin good") == 0
 
 
 async def test_the_body_of_an_answer_that_is_whole_may_change(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ async def test_credentials_do_not_get_into_the_log(tmp_path: Path, field: str) -
 
     async with plugged(tmp_path, "http://127.0.0.1:1", made("bad", authenticate=authenticate)) as stage:
         assert status((await (await stage.connect()).get("/", field))[0]) == 500
-        log = stage.log("error") + stage.log()
+        log = await told(stage) + stage.log()
         assert "plugin bad.authenticate: KeyError: '***'" in log
         assert TOKEN not in log
 
@@ -264,7 +264,7 @@ async def test_a_password_does_not_get_into_the_log(tmp_path: Path) -> None:
 
     async with plugged(tmp_path, "http://127.0.0.1:1", made("bad", authenticate=authenticate)) as stage:
         await (await stage.connect()).get("/", "Authorization: Basic YWxpY2U6d29uZGVybGFuZA==")
-        log = stage.log("error")
+        log = await told(stage)
         assert "no such logon: alice:***" in log
         assert "wonderland" not in log
 
