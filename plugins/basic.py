@@ -176,18 +176,14 @@ class Basic(frontd.Plugin):
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
-        self._take(passwords.read(limits.users))
+        self._take(*_read(limits.users))
         self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when (s of trio's clock), oldest use first
         self._flights: dict[bytes, Flight] = {}
 
-    def _take(self, users: passwords.Users) -> None:
-        self._users = users
+    def _take(self, users: passwords.Users, accounts: dict[str, Account]) -> None:
+        self._users, self._accounts = users, accounts
         self._stamp: passwords.Stamp | None = users.stamp
-        self._accounts = {
-            name: Account(record.stored, frontd.Identity(name, record.groups, scheme="Basic"))
-            for name, record in users.records.items()
-        }
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Read the users file again whenever it has changed."""
@@ -204,12 +200,12 @@ class Basic(frontd.Plugin):
             return
         self._stamp = stamp
         try:
-            users = await trio.to_thread.run_sync(passwords.read, path, abandon_on_cancel=True)
+            users, accounts = await trio.to_thread.run_sync(_read, path, abandon_on_cancel=True)
         except passwords.BadUsers as error:
             self.remark(f"{error}; the users that were read before stay")
         else:
-            self._take(users)
-            self.remark(f"{path}: read again, users: {len(users.records)}")
+            self._take(users, accounts)
+            self.remark(f"{path}: read again, users: {len(accounts)}")
 
     # ---------------------------------------------------------------------------------------------- hooks
 
@@ -316,6 +312,15 @@ class Basic(frontd.Plugin):
         if is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
             return account.identity
         return frontd.Refuse(401, "LogonFailed", substatus=1, log=f"the password for {attempt.user} is wrong")
+
+
+def _read(path: Path) -> tuple[passwords.Users, dict[str, Account]]:
+    """The users file and its accounts by name; blocks.  Raises `BadUsers`."""
+    users = passwords.read(path)
+    return users, {
+        name: Account(record.stored, frontd.Identity(name, record.groups, scheme="Basic"))
+        for name, record in users.records.items()
+    }
 
 
 def _digest(site: str, realm: str, user: str, stored: str, password: str) -> bytes:

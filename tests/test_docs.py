@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
 
 from frontd.cli.root import cli
-from frontd.config.docs import reference
+from frontd.config.docs import reference, settings_table
 from frontd.config.load import loads
 from frontd.config.model import Timeouts
 from frontd.lanes.requests import make_request
@@ -30,6 +31,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import Client, Exchange
 from frontd.model.urlprefix import canonical_path
 from frontd.pipeline.accesslog import ACCESS, ACCESS_FIELDS, ERROR_FIELDS, ERRORS
+from frontd.pipeline.discovery import Discovery
 from frontd.processes.front import FIXED
 from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import WireLimits
@@ -75,9 +77,20 @@ def anchor(heading: str) -> str:
     return kept.replace(" ", "-")
 
 
-GENERATED = {
+def settings_part(word: str) -> str:
+    """The tables of the settings of a bundled plugin."""
+    return settings_table(KINDS[word].settings)
+
+
+KINDS = Discovery().everything(None).kinds
+GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
     "keys": (DOCS / "configuration.md", keys_part),
     "reasons": (DOCS / "errors.md", reasons_part),
+    **{
+        f"settings of {word}": (DOCS / "bundled-plugins.md", partial(settings_part, word))
+        for word, kind in KINDS.items()
+        if kind.origin == "bundled"
+    },
 }
 
 
@@ -106,6 +119,12 @@ def fenced(page: Path, *languages: str) -> list[tuple[str, bool]]:
     """The fenced blocks of these languages: text, and whether the page calls it complete."""
     found = re.finditer(r"(<!-- complete -->\n)?^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     return [(block.group(3), bool(block.group(1))) for block in found if block.group(2) in languages]
+
+
+def files_of(page: Path) -> list[tuple[str, str]]:
+    """(name, text) of every block that the page tells the reader to write to a file."""
+    found = re.finditer(r"<!-- file: (\S+) -->\n```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(block.group(1), block.group(2)) for block in found]
 
 
 def prose(page: Path) -> str:
@@ -246,19 +265,38 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     secret = BestAvailableEncryption(b"of the test")
     (folder / "staff.pfx").write_bytes(pkcs12.serialize_key_and_certificates(None, key, certificate, None, secret))
     (folder / "pfx-password").write_text("of the test\n")
+    (folder / "users").write_text("ann:$2b$10$D.UrDdBPSizbCV0OfHGL1eUNeS4OCVAGpl5V02snHY1CAMDRbvqIK:staff\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directories that the examples expect in /srv."""
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("www", "media", "reports"):
+        (folder / name).mkdir()
     return folder
 
 
 @pytest.mark.parametrize(("page", "text"), list(complete_configurations()))
-def test_complete_configurations_load_without_a_warning(page: str, text: str, secrets: Path) -> None:
-    text = text.replace("/run/secrets/", f"{secrets}/")
-    loaded = loads(text, name=page, base=secrets, environ={"HOME": "/home/u"}, container=False, mountinfo=secrets / "-")
+def test_complete_configurations_load_without_a_warning(
+    page: str, text: str, secrets: Path, served: Path, tmp_path: Path
+) -> None:
+    for name, content in files_of(ROOT / page):  # plugins that the page has the reader write
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    text = text.replace("/run/secrets/", f"{secrets}/").replace("/srv/", f"{served}/")
+    loaded = loads(
+        text, name=page, base=tmp_path, environ={"HOME": "/home/u"}, container=False, mountinfo=tmp_path / "-",
+        discover=Discovery().catalogue,
+    )  # fmt: skip
     assert loaded.warnings == []
 
 
 def test_the_pages_have_complete_configurations() -> None:
     pages = [page for page, _ in complete_configurations()]
     assert pages.count("docs/configuration.md") >= 3
+    assert pages.count("docs/bundled-plugins.md") >= 6
     assert pages.count("README.md") >= 1
 
 

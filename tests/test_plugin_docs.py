@@ -6,13 +6,13 @@ attributes are compared with the code, examples of hooks are asked, and each bun
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,12 @@ from click.testing import CliRunner
 import frontd
 from frontd.cli.root import cli
 from frontd.model.messages import Body, TlsInfo
-from frontd.pipeline import discovery
-from frontd.pipeline.discovery import examine, installed_words
+from frontd.pipeline.discovery import Discovery, installed_words
 from frontd.pipeline.phases import SPECS
-from frontd.testing import site
-from tests.test_docs import DOCS, ROOT, fenced, files_of, first_cells, section
+from frontd.testing import ConfigurationError, SiteUnderTest, site
+from tests.test_docs import DOCS, files_of, first_cells, section
 
+HUB = DOCS / "plugins.md"
 HOOKS = DOCS / "hooks.md"
 EXCHANGE = DOCS / "exchange.md"
 BUNDLED = DOCS / "bundled-plugins.md"
@@ -105,14 +105,312 @@ def test_a_tutorial_that_does_not_work_is_noticed(page: str, says: str, desk: Pa
         follow(page, desk)
 
 
-def test_the_classes_of_the_api_sketch_are_what_the_tutorials_end_with(desk: Path) -> None:
-    """Each plugin that a tutorial leaves behind can be armed, and what it says of itself is in `frontd plugins`."""
-    follow("".join(f"{step}" for step in ()), desk)
+def test_what_the_tutorials_leave_behind_can_be_listed(tmp_path: Path) -> None:
     for page in TUTORIALS:
-        for step in steps((DOCS / page).read_text()):
-            if step.name.startswith("plugins/") and not Path(step.name).name.startswith("test_"):
-                (desk / "plugins").mkdir(exist_ok=True)
-                (desk / step.name).write_text(step.text)
-    found = discovery.Discovery().everything(desk / "plugins")
+        for name, text in files_of(DOCS / page):
+            (tmp_path / Path(name).name).write_text(text)
+    found = Discovery().everything(tmp_path)
     assert found.faults == ()
     assert {"company_token", "remembering_token", "no_bots", "no_scripts", "slow_pages"} <= found.kinds.keys()
+
+
+def test_the_package_of_the_filter_is_found_when_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(DOCS / "write-a-filter-plugin.md")
+    project = tomllib.loads(dict(files)["pyproject.toml"])
+    (module,) = project["tool"]["setuptools"]["py-modules"]
+    (word, value), *_ = project["project"]["entry-points"]["frontd"].items()
+    title, version = project["project"]["name"], project["project"]["version"]
+    (tmp_path / f"{module}.py").write_text(dict(files)[f"plugins/{module}.py"])
+    info = tmp_path / f"{title.replace('-', '_')}-{version}.dist-info"  # what pip leaves behind
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[frontd]\n{word} = {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        found = Discovery().catalogue(None, frozenset((word,)))
+    finally:
+        sys.modules.pop(module, None)
+    assert found.faults == ()
+    assert found.kinds[word].origin == f"{title} {version}"
+
+
+# ---------------------------------------------------------------------------------------------------- the hub
+
+
+def test_the_plugins_of_the_hub_do_what_it_says(desk: Path) -> None:
+    for name, text in files_of(HUB):
+        path = desk / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    run(["pytest", "plugins"], desk)
+    found = Discovery().everything(desk / "plugins")
+    assert found.faults == ()
+    (desk / "closed.txt").write_text("See you tomorrow.\n")
+    opening_hours = found.kinds["opening_hours"].plugin
+    with site({opening_hours: [*range(24)]}) as s:
+        assert s.get("/").status == 200
+    with site([{opening_hours: {"hours": [], "page": desk / "closed.txt"}}]) as s:
+        assert (s.get("/").status, s.get("/").text) == (503, "See you tomorrow.\n")
+    with pytest.raises(ConfigurationError, match="24 is no hour of the day"), site({opening_hours: [24]}):
+        pass
+
+
+def test_the_hub_names_every_phase_in_order() -> None:
+    table = section(HUB, "When a plugin is asked")
+    assert re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE) == list(SPECS)
+
+
+def test_the_picture_has_every_hook() -> None:
+    picture = (DOCS / "plugin-phases.svg").read_text()
+    assert [name for name in SPECS if not re.search(rf"[> ]{name}\b", picture)] == []
+
+
+# ---------------------------------------------------------------------------------------------------- hooks
+
+
+def test_the_signature_of_every_hook_stands_there_and_nothing_else() -> None:
+    headings = re.findall(r"^##+ (.*)$", HOOKS.read_text(), re.MULTILINE)
+    assert headings == [f"`{spec}`" for spec in SPECS.values()]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_hook_says_what_each_answer_does_and_how_it_fails(name: str) -> None:
+    text = section(HOOKS, f"`{SPECS[name]}`")
+    for kind in SPECS[name].returns - {str}:
+        assert f"`{kind.__name__}`" in text
+    assert re.search(r"\b(fails? (closed|soft)|fault is logged)", text.replace("\n", " "), re.IGNORECASE)
+    assert ("Plain." in text) == SPECS[name].is_plain
+
+
+class Fixed(frontd.Plugin):
+    """Knows everybody by their name in a field, and sends nobody away."""
+
+    name = "fixed"
+
+    def authenticate(self, exchange: frontd.Exchange) -> frontd.Identity | None:
+        user = exchange.request.headers.text("X-User")
+        return frontd.Identity(user) if user else None
+
+
+BESIDE = {  # what the examples of some hooks need in order to have something to do
+    "cache_lookup": ("admit_response",),
+    "admit_response": ("cache_lookup",),
+    "challenge": ("authenticate",),
+}
+HEAD = """
+import frontd
+
+class Example(frontd.Plugin):
+    name = "example"
+
+    class Settings(frontd.Settings):
+        banned: tuple[str, ...] = ("203.0.113.66",)
+        tokens: dict[str, str] = {"good": "ann"}
+
+    def filter_request(self, exchange):
+        exchange.client.state(self)["seen"] = True
+
+"""
+
+
+def example_of(hook: str) -> str:
+    """The method that stands under a hook, ready to be put into a class."""
+    whole = section_with_code(HOOKS, f"`{SPECS[hook]}`")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", whole, re.MULTILINE | re.DOTALL)
+    return textwrap.indent(code, "    ")
+
+
+def plugin_of(hook: str) -> type[frontd.Plugin]:
+    """A plugin of the examples of a hook and of those beside it."""
+    space: dict[str, Any] = {"__name__": f"examples_{hook}"}
+    exec(HEAD + "\n".join(example_of(one) for one in (hook, *BESIDE.get(hook, ()))), space)
+    made = space["Example"]
+    assert issubclass(made, frontd.Plugin)
+    return made
+
+
+BEARER = {"Authorization": "Bearer good"}
+SHORT_QUEUE = {"pools": {"app": {"queue": {"wait": "1s"}}}}
+BETA = {"pools": {"beta": {"targets": ["unix:/nobody.sock"], "queue": {"wait": "0s"}}}}
+
+
+def play_accept_client(s: SiteUnderTest) -> None:
+    assert s.get("/").status == 200
+    assert s.get("/", client_address="203.0.113.66").status == 403
+    assert s.log[-1].reason == "AddressDenied"
+
+
+def play_filter_request(s: SiteUnderTest) -> None:
+    answer = s.get("/healthz")
+    assert (answer.text, answer.upstream) == ("fine\n", None)
+    assert s.get("/other").upstream is not None
+
+
+def play_authenticate(s: SiteUnderTest) -> None:
+    answer = s.get("/", headers=BEARER)
+    assert answer.upstream is not None
+    assert answer.upstream.headers["X-Remote-User"] == "ann"
+    assert s.get("/", headers={"Authorization": "Bearer bad"}).status == 401
+    assert s.log[-1].reason == "LogonFailed"
+    assert s.get("/").status == 401
+    assert s.log[-1].reason == "LogonRequired"
+
+
+def play_challenge(s: SiteUnderTest) -> None:
+    assert s.get("/").headers["WWW-Authenticate"] == 'Bearer realm="api"'
+
+
+def play_authorize(s: SiteUnderTest) -> None:
+    assert s.get("/", headers={"X-User": "ann"}).status == 403
+    assert s.log[-1].detail == "not of the staff"
+    assert s.get("/").status == 401  # nobody said Allow
+
+
+def play_route(s: SiteUnderTest) -> None:
+    assert s.get("/").status == 200
+    assert s.get("/", headers={"X-Beta": "1"}).status == 503
+    assert s.log[-1].pool == "beta"
+
+
+def play_cache(s: SiteUnderTest) -> None:
+    s.app.respond(200, {"Cache-Control": "public"}, "once")
+    assert s.get("/").upstream is not None
+    answer = s.get("/")
+    assert (answer.text, answer.upstream) == ("once", None)
+    assert s.get("/?other").upstream is not None
+
+
+def play_rewrite_request(s: SiteUnderTest) -> None:
+    upstream = s.get("/").upstream
+    assert upstream is not None
+    assert upstream.headers["X-Request-Id"].isdigit()
+
+
+def play_forward_failed(s: SiteUnderTest) -> None:
+    s.app.stop()
+    answer = s.get("/", advance=5)
+    assert (answer.status, answer.text) == (503, "We are moving house.\n")
+    assert s.log[-1].reason == "AppOffline"
+
+
+def play_rewrite_response(s: SiteUnderTest) -> None:
+    s.app.respond(200, {"Server": "secret/1.0"})
+    assert "Server" not in s.get("/").headers
+
+
+def play_log(s: SiteUnderTest) -> None:
+    s.app.respond(500)
+    s.get("/broken")
+    assert s.remarks[-1].endswith("500 for /broken")
+
+
+def play_client_closed(s: SiteUnderTest) -> None:
+    s.get("/", client_address="192.0.2.77")
+    assert s.remarks[-1].endswith("192.0.2.77 has left")
+
+
+PLAYS = {
+    "accept_client": play_accept_client, "filter_request": play_filter_request, "authenticate": play_authenticate,
+    "challenge": play_challenge, "authorize": play_authorize, "route": play_route, "cache_lookup": play_cache,
+    "rewrite_request": play_rewrite_request, "forward_failed": play_forward_failed, "admit_response": play_cache,
+    "rewrite_response": play_rewrite_response, "log": play_log, "client_closed": play_client_closed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", SPECS)
+def test_the_example_of_a_hook_does_what_it_shows(hook: str) -> None:
+    plugin = plugin_of(hook)
+    beside = [Fixed] if hook == "authorize" else []
+    config = BETA if hook == "route" else SHORT_QUEUE
+    standing = {"server_plugins": [plugin]} if hook == "accept_client" else {"plugins": [*beside, plugin]}
+    with site(config=config, **standing) as s:
+        PLAYS[hook](s)
+        assert s.errors == []
+
+
+# ---------------------------------------------------------------------------------------------------- attributes
+
+
+class Silent(frontd.Plugin):
+    """Has what every plugin has."""
+
+    name = "silent"
+
+
+PARTS: dict[str, object] = {
+    "`exchange`": frontd.Exchange,
+    "`exchange.request`": frontd.Request,
+    "`exchange.request.headers`": frontd.Headers,
+    "`exchange.request.body`": Body,
+    "`exchange.client`": frontd.Client,
+    "`exchange.client.tls`": TlsInfo,
+    "`exchange.identity`": frontd.Identity,
+    "`exchange.response`": frontd.Response,
+    "`Refuse`": frontd.Refuse,
+    "`Redirect`": frontd.Redirect,
+    "`Continue`": frontd.Continue,
+    "`self`": Silent(frontd.Settings(), frontd.Context("", frontd.MemoryStore(0), print)),
+    "`self.store`": frontd.MemoryStore(0),
+    "`site` of `check`": frontd.SiteFacts,
+}
+
+
+@pytest.mark.parametrize("heading", PARTS)
+def test_every_attribute_is_documented_and_no_other(heading: str) -> None:
+    documented = first_cells(section(EXCHANGE, heading))
+    assert sorted(documented) == sorted(name for name in dir(PARTS[heading]) if not name.startswith("_"))
+
+
+def test_everything_that_can_be_imported_is_documented() -> None:
+    assert sorted(first_cells(section(EXCHANGE, "What `import frontd` gives"))) == sorted(frontd.__all__)
+
+
+def test_verdicts_without_attributes_have_none() -> None:
+    assert [name for kind in (frontd.Allow, frontd.UseHttp11) for name in dir(kind) if not name.startswith("_")] == []
+
+
+@pytest.mark.parametrize("name", ["Identity", "Refuse", "Redirect", "Continue", "Response"])
+def test_the_signature_of_what_plugins_make_is_right(name: str) -> None:
+    (shown,) = re.findall(rf"^`frontd\.{name}\((.*?)\)`", EXCHANGE.read_text(), re.MULTILINE)
+    parameters = inspect.signature(getattr(frontd, name)).parameters.values()
+    plain = [one for one in parameters if one.name != "reason" or name != "Response"]  # frontd's own
+    made = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in plain])
+    assert shown.replace('"', "'") == str(made)[1:-1]
+
+
+# ---------------------------------------------------------------------------------------------------- bundled ones
+
+
+def bundled() -> dict[str, type[frontd.Plugin]]:
+    """The plugins that come with frontd, by word."""
+    words = {word for word, package in installed_words().items() if package.startswith("frontd ")}
+    found = Discovery().catalogue(None, frozenset(words))
+    assert found.faults == ()
+    return {name: kind.plugin for name, kind in found.kinds.items()}
+
+
+def test_every_bundled_plugin_has_a_section_and_an_example() -> None:
+    headings = re.findall(r"^## `(\w+)`$", BUNDLED.read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(bundled())
+    for name in headings:
+        assert re.search(rf"^```yaml\n(.*\n)*? *- {name}\b", section_with_code(BUNDLED, f"`{name}`"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_the_refusals_of_a_bundled_plugin_are_documented(name: str) -> None:
+    """The Reasons that stand in its table are those that stand in its source."""
+    source = Path(inspect.getfile(bundled()[name])).read_text()
+    used = {reason.word for reason in frontd.Reason if f'"{reason.word}"' in source}
+    rows = re.findall(r"^\| (\d{3}(?:\.\d+)?) \| \[?`(\w+)`", section_with_code(BUNDLED, f"`{name}`"), re.MULTILINE)
+    assert {word for _, word in rows} == used
+    known = {reason.word for reason in frontd.Reason}
+    assert all(word in known for _, word in rows)
+
+
+def section_with_code(page: Path, heading: str) -> str:
+    """As `section`, but up to the next heading of the second level: comments in code are no headings."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found.group(1)

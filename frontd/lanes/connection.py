@@ -156,7 +156,7 @@ async def handle(connection: Connection) -> None:
         pass  # like a plain client that leaves before its first byte: nobody's fault, no line
     except Broken as error:
         service.log_connection(connection.client, Reason.Connection_Dropped, str(error))
-    except Exception as error:  # the driver's net: a fault ends this connection with a reason, never the front
+    except (Exception, SystemExit) as error:  # the driver's net: a fault ends this connection, never the front
         service.log_fault("connection", error)
         service.log_connection(connection.client, Reason.Internal, type(error).__name__)
     finally:
@@ -417,7 +417,7 @@ async def run(connection: Connection, exchange: Exchange, down: H1Downstream, wo
 
     try:
         await serve(exchange, down, world, enter, head.size)
-    except Exception as error:  # the driver's net; trio.Cancelled is a BaseException and passes
+    except (Exception, SystemExit) as error:  # the driver's net, and nobody's ``sys.exit``; trio.Cancelled passes
         connection.service.log_fault(f"request {exchange.number}", error)
         await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
     except BaseException:  # Cancelled, or a group of them

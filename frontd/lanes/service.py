@@ -52,7 +52,7 @@ class Service:
         self.reasons[reason.word] += 1
         self.log.connection(client, reason, detail)
 
-    def log_fault(self, what: str, error: Exception, secrets: Iterable[str] = ()) -> None:
+    def log_fault(self, what: str, error: BaseException, secrets: Iterable[str] = ()) -> None:
         """A fault of our own or of a plugin, with its traceback; `secrets` are covered, wherever they stand."""
         text = "".join(traceback.format_exception(error))
         for secret in secrets:

@@ -209,10 +209,11 @@ class Response:
 
 @dataclass(slots=True)
 class Capture:
-    """Who wants the whole of an answer, and up to how many bytes."""
+    """Who wants the whole of an answer (`where`, for the log), and up to how many bytes."""
 
     max_bytes: int
     then: Callable[[Response], None]
+    where: str = ""
 
 
 _numbers = count(1)

@@ -5,11 +5,13 @@ How it works
 An installed package names its classes as entry points of the group ``frontd``; the name is the word in the
 configuration, and only what the configuration names is loaded.  Every file of ``plugins_dir`` is loaded, but for names
 that begin with ``_`` or ``test_`` and ``conftest.py``; files may import each other (``from . import _helper``).  A
-class is examined once: what its author got wrong is told with file and line, before the first request.
+class is examined once: what its author got wrong is told with file and line, before the first request.  A class whose
+Python name begins with ``_`` and that has no `name` is a base of others.
 
 Invariants
 ----------
-* A file is loaded once in the life of a process; when it has changed on disk since, `changed` names it.
+* A file is loaded once in the life of a process; when it, or a helper that it imports, has changed on disk since,
+  `changed` names it.  Only a file that could not be used is loaded again at the next look: nothing of it serves.
 * A method that may be meant as a hook and is none is an error: pluggy would never ask it, and for an authenticator
   silence is an open door.
 """
@@ -62,6 +64,7 @@ class Discovery:
 
     def __init__(self) -> None:
         self._files: dict[Path, LoadedFile] = {}
+        self._helpers: dict[Path, LoadedFile] = {}
         self._installed: dict[str, tuple[PluginKind | None, list[str]]] = {}
 
     def catalogue(self, plugins_dir: Path | None, words: frozenset[str]) -> Catalogue:
@@ -93,7 +96,7 @@ class Discovery:
         """Files that are not any more what was loaded, with a digest of what they are: it takes a restart to load
         them."""
         found = []
-        for path, loaded in self._files.items():
+        for path, loaded in [*self._files.items(), *self._helpers.items()]:
             stamp = _stamp(path)
             if stamp != loaded.stamp and (digest := _digest(path)) != loaded.digest:
                 found.append((path, digest))
@@ -105,19 +108,23 @@ class Discovery:
         return self._installed[word]
 
     def _load_file(self, path: Path) -> LoadedFile:
-        if path not in self._files:
-            self._files[path] = loaded = LoadedFile(_digest(path), _stamp(path))
-            try:
-                module = _module_of(path)
-            except Exception as error:
-                loaded.faults.append(told(error, path))
-            else:
-                for found in _classes_of(module):
-                    kind, wrong = examine(found)
-                    loaded.faults += wrong
-                    if kind is not None:
-                        loaded.kinds.append(kind)
-        return self._files[path]
+        standing = self._files.get(path)
+        if standing is not None and not standing.faults:
+            return standing
+        self._files[path] = loaded = LoadedFile(_digest(path), _stamp(path))
+        try:
+            module = _module_of(path, again=standing is not None)
+        except (Exception, SystemExit) as error:
+            loaded.faults.append(told(error, path))
+        else:
+            for found in _classes_of(module):
+                kind, wrong = examine(found)
+                loaded.faults += wrong
+                if kind is not None:
+                    loaded.kinds.append(kind)
+        for helper in _modules_beside(path) - self._files.keys() - self._helpers.keys():
+            self._helpers[helper] = LoadedFile(_digest(helper), _stamp(helper))
+        return loaded
 
 
 # ---------------------------------------------------------------------------------------------------- packages
@@ -135,7 +142,7 @@ def _load_entry_point(word: str) -> tuple[PluginKind | None, list[str]]:
     manager = pluggy.PluginManager(GROUP)
     try:
         manager.load_setuptools_entrypoints(GROUP, name=word)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return None, [f"plugin {word} (entry point of {installed_words().get(word)}): {told(error)}"]
     found = manager.get_plugin(word)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
@@ -177,15 +184,20 @@ def _stamp(path: Path) -> Stamp:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _module_of(path: Path) -> types.ModuleType:
-    """Load a file as a module of the package that stands for its directory."""
-    package = f"frontd_dir_{hashlib.sha256(bytes(path.parent)).hexdigest()[:12]}"
+def _package_of(path: Path) -> str:
+    """The name of the package that stands for the directory of a file."""
+    return f"frontd_dir_{hashlib.sha256(bytes(path.parent)).hexdigest()[:12]}"
+
+
+def _module_of(path: Path, *, again: bool = False) -> types.ModuleType:
+    """Load a file as a module of the package that stands for its directory; `again`: also when it is loaded."""
+    package = _package_of(path)
     if package not in sys.modules:
         parent = types.ModuleType(package)
         parent.__path__ = [str(path.parent)]
         sys.modules[package] = parent
     name = f"{package}.{path.stem}"
-    if name in sys.modules:
+    if name in sys.modules and not again:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -199,13 +211,21 @@ def _module_of(path: Path) -> types.ModuleType:
     return module
 
 
+def _modules_beside(path: Path) -> set[Path]:
+    """The files that are loaded of the directory of `path`."""
+    inside = f"{_package_of(path)}."
+    modules = [module for name, module in sys.modules.items() if name.startswith(inside)]
+    return {Path(module.__file__) for module in modules if module.__file__}
+
+
 def _classes_of(module: types.ModuleType) -> Iterator[type[Plugin]]:
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Plugin) and value.__module__ == module.__name__:
+    for value in dict.fromkeys(value for value in vars(module).values() if isinstance(value, type)):
+        is_base = value.__name__.startswith("_") and not getattr(value, "name", "")
+        if issubclass(value, Plugin) and value.__module__ == module.__name__ and not is_base:
             yield value
 
 
-def told(error: Exception, path: Path | None = None) -> str:
+def told(error: BaseException, path: Path | None = None) -> str:
     """An exception of a plugin's file in one line, with the place in that file (or the innermost one)."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {error.msg}"
@@ -237,7 +257,7 @@ def examine(plugin: type[Plugin], package: str = "") -> tuple[PluginKind | None,
     return kind, []
 
 
-def place_of(plugin: type[Plugin]) -> str:
+def place_of(plugin: type) -> str:
     """``file:line`` of a class."""
     try:
         return f"{inspect.getsourcefile(plugin)}:{inspect.getsourcelines(plugin)[1]}"
@@ -261,12 +281,16 @@ def _class_faults(plugin: type[Plugin], place: str) -> Iterator[str]:
 def _method_faults(plugin: type[Plugin]) -> Iterator[str]:
     """Methods that are named like a hook and do not fit it, and those that may be meant as one."""
     seen: set[str] = set()
-    for owner in plugin.__mro__[: plugin.__mro__.index(Plugin)]:
-        for name, value in vars(owner).items():
-            function = inspect.unwrap(value.__func__ if isinstance(value, classmethod | staticmethod) else value)
-            if name in seen or name.startswith("_") or not inspect.isfunction(function):
+    for owner in plugin.__mro__:
+        for name, value in vars(owner).items() if owner not in (Plugin, object) else ():
+            if name in seen or name.startswith("_"):
                 continue
             seen.add(name)
+            function = inspect.unwrap(value.__func__ if isinstance(value, classmethod | staticmethod) else value)
+            if not inspect.isfunction(function):
+                if name in SPECS:
+                    yield f"{place_of(owner)}: {owner.__name__}.{name} is a method, not {type(value).__name__}"
+                continue
             code = function.__code__
             where = f"{code.co_filename}:{code.co_firstlineno}: {owner.__name__}.{name}"
             names = list(inspect.signature(function).parameters)
@@ -286,11 +310,12 @@ def _alike(name: str, hook: str) -> bool:
 
 def _hook_faults(name: str, value: object, names: list[str], where: str) -> Iterator[str]:
     spec = SPECS[name]
+    function = inspect.unwrap(value) if callable(value) else value
     if isinstance(value, classmethod | staticmethod):
         yield f"{where} is a plain method, not a {type(value).__name__}"
     elif names != ["self", *spec.arguments]:
         yield f"{where} takes ({', '.join(['self', *spec.arguments])}), not ({', '.join(names)})"
     elif spec.is_plain and inspect.iscoroutinefunction(value):
         yield f"{where} is a plain def: it is asked where nothing can wait"
-    elif inspect.isasyncgenfunction(value) or inspect.isgeneratorfunction(value):
+    elif inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         yield f"{where} yields; a hook returns its answer"

@@ -13,7 +13,7 @@ from frontd.net.traps import task_lane
 from frontd.pipeline.admission import Answer
 from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
 from frontd.pipeline.forward import Downstream
-from frontd.pipeline.phases import NO_PHASES, Phases, bad_status, each_soft, first_soft, plugin_fault, tell, unsendable
+from frontd.pipeline.phases import NO_PHASES, Hook, Phases, bad_status, first_soft, plugin_fault, tell, unsendable
 from frontd.protocol.scan import ResponseHead
 
 
@@ -81,26 +81,31 @@ async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, resp
 
 
 async def rewritten(exchange: Exchange, phases: Phases) -> None:
-    """Let plugins change the answer, one after the other; where one of them leaves what cannot be sent, the answer is
-    as it was before that one (this phase fails soft)."""
+    """Let plugins change the answer, one after the other (this phase fails soft)."""
     for hook in phases.rewrite_response:
-        response = exchange.response
-        status, headers, body = response.status, response.headers.copy(), response.body
-        await each_soft((hook,), exchange)
-        if fault := _misfit(exchange, response, status, body):
-            exchange.faults.append((hook.where, ValueError(fault)))
-            exchange.response = response
-            response.status, response.headers, response.body = status, headers, body
+        await _changed(exchange, hook)
+
+
+async def _changed(exchange: Exchange, hook: Hook) -> Response | None:
+    """Ask a hook that may change the answer.  Where it leaves what cannot be sent, the answer is as it was before."""
+    response = exchange.response
+    status, headers, body = response.status, response.headers.copy(), response.body
+    answer: Response | None = await first_soft((hook,), exchange)
+    if fault := _misfit(exchange, response, status, body):
+        exchange.faults.append((hook.where, ValueError(fault)))
+        exchange.response = response
+        response.status, response.headers, response.body = status, headers, body
+    return answer
 
 
 def _misfit(exchange: Exchange, response: Response, status: int, body: bytes | None) -> str:
     """Why an answer cannot be sent as a plugin left it; `status` and `body` are those of before.  Empty: it can."""
     if exchange.response is not response:
-        return "an answer is replaced in admit_response; here it may only be changed"
+        return "an answer is replaced by what admit_response returns; exchange.response may only be changed"
     if response.status != status and (fault := bad_status(response.status)):
         return fault
     if body is None and response.body is not None:
-        return "the body of an app's answer is replaced in admit_response"
+        return "an app's body is on its way; what admit_response returns may replace it"
     if body is None and response.status != status and {response.status, status} & BODYLESS:
         return f"the status {response.status} cannot stand before this body"
     return unsendable(response)
@@ -112,11 +117,15 @@ def _misfit(exchange: Exchange, response: Response, status: int, body: bytes | N
 async def admit(exchange: Exchange, phases: Phases, head: ResponseHead, headers: Headers) -> Response | None:
     """Show plugins the head of the app's answer; what one of them answers instead, or None."""
     response = exchange.response = Response(head.status, headers, None, reason=head.reason)
-    faults = len(exchange.faults)
-    answer = await first_soft(phases.admit_response, exchange)
+    faults, answer = len(exchange.faults), None
+    for hook in phases.admit_response:
+        answer = await _changed(exchange, hook)
+        for want in response.captures:
+            want.where = want.where or hook.where
+        if answer is not None:
+            break
     if len(exchange.faults) > faults:  # whoever failed may have been the one to forbid that it is kept
         response.captures.clear()
-    assert answer is None or isinstance(answer, Response)
     return answer
 
 
@@ -130,30 +139,30 @@ def framed(headers: Headers, received: Headers) -> Headers:
 class Captured:
     """The whole of an answer, collected while it passes, for whoever asked for it in `admit_response`."""
 
-    __slots__ = ("_headers", "_parts", "_response", "_size")
+    __slots__ = ("_headers", "_parts", "_reason", "_size", "_status", "_wants")
 
     def __init__(self, response: Response) -> None:
-        self._response = response
-        self._headers = response.headers.copy()  # as of now: what happens to them on their way out is not kept
+        # as of now: what happens to the answer on its way out is not kept
+        self._status, self._reason, self._headers = response.status, response.reason, response.headers.copy()
+        self._wants = response.captures  # the list itself: who asked sees that an answer got too long
         self._parts: list[bytes] = []
         self._size = 0
 
     def add(self, part: bytes) -> None:
         """One part of the body has passed."""
         self._size += len(part)
-        wants = self._response.captures
-        if wants and self._size > max(want.max_bytes for want in wants):
-            wants.clear()
+        if self._wants and self._size > max(want.max_bytes for want in self._wants):
+            self._wants.clear()
             self._parts.clear()
-        if wants:
+        if self._wants:
             self._parts.append(part)
 
     def complete(self, exchange: Exchange) -> None:
         """The answer is complete: hand out copies."""
         body = b"".join(self._parts)
-        for want in self._response.captures:
+        for want in self._wants:
             if self._size <= want.max_bytes:
                 try:
-                    want.then(Response(self._response.status, self._headers.copy(), body, reason=self._response.reason))
+                    want.then(Response(self._status, self._headers.copy(), body, reason=self._reason))
                 except Exception as error:  # after forwarding, plugins fail soft
-                    exchange.faults.append(("capture", error))
+                    exchange.faults.append((f"{want.where} (capture)", error))

@@ -73,6 +73,6 @@ class KeptService(Service):
         super().log_connection(client, reason, detail)
         self._record.note(Entry.of_connection(client, reason, detail), 1)
 
-    def log_fault(self, what: str, error: Exception, secrets: Iterable[str] = ()) -> None:
+    def log_fault(self, what: str, error: BaseException, secrets: Iterable[str] = ()) -> None:
         """Keep a fault with its traceback."""
         self._record.note_fault(f"{what}: {''.join(traceback.format_exception(error))}")

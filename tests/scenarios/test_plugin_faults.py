@@ -120,6 +120,7 @@ async def test_forward_failed_that_fails(tmp_path: Path) -> None:
         ("admit_response", Response(200, [("X-A", BREAK)]), 200),
         ("rewrite_request", lambda exchange: exchange.request.headers.set("X-A", BREAK), 500),
         ("rewrite_request", lambda exchange: exchange.request.headers.add("X-A: 1\r\nSet-Cookie", "stolen"), 500),
+        ("admit_response", lambda exchange: exchange.response.headers.set("X-A", BREAK), 200),
         ("rewrite_response", lambda exchange: exchange.response.headers.set("X-A", BREAK), 200),
         ("rewrite_response", lambda exchange: exchange.response.headers.set(BREAK, "1"), 200),
         ("rewrite_response", lambda exchange: exchange.response.headers.set("X-A", "\x00"), 200),
@@ -166,11 +167,6 @@ def replaced(exchange: Exchange) -> None:
     exchange.response = Response(200, text="another")
 
 
-async def no_answer(self: Plugin, exchange: Exchange) -> None:
-    exchange.response.headers.set("X-Kept", "1")
-    plainly_wrong()
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -188,13 +184,16 @@ async def no_answer(self: Plugin, exchange: Exchange) -> None:
         replaced,
     ],
 )
-async def test_changes_that_an_answer_cannot_have(tmp_path: Path, change: Callable[[Exchange], object]) -> None:
+@pytest.mark.parametrize("hook", ["admit_response", "rewrite_response"])
+async def test_changes_that_an_answer_cannot_have(
+    tmp_path: Path, change: Callable[[Exchange], object], hook: str
+) -> None:
     """The answer is what it was before that plugin; what the others did stays."""
     first, last = (
-        made(name, rewrite_response=lambda self, exchange: exchange.response.headers.add("X-Mark", self.name))
+        made(name, **{hook: lambda self, exchange: exchange.response.headers.add("X-Mark", self.name)})
         for name in ("first", "last")
     )
-    bad = made("bad", rewrite_response=lambda self, exchange: change(exchange) and None)
+    bad = made("bad", **{hook: lambda self, exchange: change(exchange) and None})
     async with app() as it, plugged(tmp_path, it.url, first, bad, last) as stage:
         line = await stage.connect()
         for _ in range(2):
@@ -202,11 +201,12 @@ async def test_changes_that_an_answer_cannot_have(tmp_path: Path, change: Callab
             assert (status(head), body) == (200, b"ok")
             assert fields(head, "X-Mark") == ["first", "last"]
         assert stage.reasons == {}
-        assert ": plugin bad.rewrite_response: ValueError: " in await told(stage)
+        assert f": plugin bad.{hook}: ValueError: " in await told(stage)
 
 
+@pytest.mark.parametrize("hook", ["admit_response", "rewrite_response"])
 @pytest.mark.parametrize(("code", "phrase"), [(404, b"404 Not Found"), (299, b"299 "), (599, b"599 ")])
-async def test_changes_that_it_can_have(tmp_path: Path, code: int, phrase: bytes) -> None:
+async def test_changes_that_it_can_have(tmp_path: Path, code: int, phrase: bytes, hook: str) -> None:
     def change(self: Plugin, exchange: Exchange) -> None:
         response = exchange.response
         response.status = code
@@ -214,7 +214,7 @@ async def test_changes_that_it_can_have(tmp_path: Path, code: int, phrase: bytes
         for name in ("Content-Length", "Connection", "Transfer-Encoding"):  # the framing is not theirs
             response.headers.set(name, "7")
 
-    async with app() as it, plugged(tmp_path, it.url, made("good", rewrite_response=change)) as stage:
+    async with app() as it, plugged(tmp_path, it.url, made("good", **{hook: change})) as stage:
         line = await stage.connect()
         for _ in range(2):
             head, body = await line.get()
