@@ -44,7 +44,7 @@ sites:
   locked:
     urls: ["http://locked.localhost/"]
     routes: {{/: app}}
-    plugins: [{{basic: {{users: {state}/users, allow_http: true}}}}]
+    plugins: [{{basic: {{users_file: {state}/users, allow_http: true}}}}]
   open: {{urls: ["http://open.localhost/"], routes: {{/: app}}}}
 pools:
   app: {{targets: ["{target}"]}}

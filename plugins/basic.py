@@ -106,7 +106,7 @@ class Basic(frontd.Plugin):
     class Settings(frontd.Settings):
         """What may stand under ``basic:``."""
 
-        users: frontd.File = Field(
+        users_file: frontd.File = Field(
             description="File of lines `user:hash` or `user:hash:group,group`; bcrypt or argon2id, written by "
             "`frontd passwd`. Read again within a second or two of a change."
         )
@@ -169,14 +169,14 @@ class Basic(frontd.Plugin):
                 'serve it over https only, or say "allow_http: true"'
             )
         try:
-            passwords.read(settings.users)
+            passwords.read(settings.users_file)
         except passwords.BadUsers as error:
             yield from error.sentences
 
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
-        self._take(*_read(limits.users))
+        self._take(*_read(limits.users_file))
         self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when (s of trio's clock), oldest use first
         self._flights: dict[bytes, Flight] = {}
@@ -194,7 +194,7 @@ class Basic(frontd.Plugin):
 
     async def _look_again(self) -> None:
         # In threads: the file may lie on a network drive that does not answer
-        path = self.settings.users
+        path = self.settings.users_file
         stamp = await trio.to_thread.run_sync(passwords.stamp_of, path, abandon_on_cancel=True)
         if stamp == self._stamp:
             return

@@ -1,4 +1,4 @@
-"""What the pages about plugins say is what the program does.
+"""What the pages about plugins and files say is what the program does.
 
 Tutorials are followed as a reader would: files are written and commands run in the order of the page.  Signatures and
 attributes are compared with the code, examples of hooks are asked, and each bundled plugin has its section.
@@ -414,3 +414,22 @@ def section_with_code(page: Path, heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
     assert found, heading
     return found.group(1)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def test_the_files_page_tells_what_is_answered(tmp_path: Path) -> None:
+    text = (DOCS / "files.md").read_text()
+    (listing,) = re.findall(r"^```\n(index\.html .*?)\n```$", text, re.MULTILINE)
+    for name, _, link in (entry.partition(" -> ") for entry in re.split(r" {3,}", listing)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(link) if link else path.write_text(name)
+    table = section(DOCS / "files.md", "What is answered")
+    rows = re.findall(r"^\| `(/[^`]*)` \| (\d{3}) \|(?: to `([^`]+)`)?", table, re.MULTILINE)
+    assert len(rows) > 10
+    with site(routes={"/": "app", "/static/": {"files": tmp_path}}) as s:
+        for asked, status, to in rows:
+            answer = s.get(asked)
+            assert (asked, str(answer.status), answer.headers.get("Location", "")) == (asked, status, to)

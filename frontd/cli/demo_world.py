@@ -205,7 +205,7 @@ def configuration(world: World, cert: Path, key: Path, addresses: list[str] | No
             "      - hello:                      # hello.py in plugins_dir",
             "          word: Hello",
             "      - basic:",
-            f"          users: {quoted(str(users_file(world.folder)))}   # made by 'frontd passwd'",
+            f"          users_file: {quoted(str(users_file(world.folder)))}   # made by 'frontd passwd'",
             "          realm: frontd demo",
             "      - authorize:                  # the first rule that covers a request decides",
             "          - path: /private/",

@@ -7,10 +7,10 @@ becomes plain values (scalars keep their exact text, as everywhere), and what py
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 
 from frontd.config.fill import Room, complain, translate
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
@@ -89,6 +89,7 @@ def _settings(room: Room, kind: PluginKind, node: Node | None, item: Node) -> Se
         node = MapNode(node.mark, key=node.key, path=node.path, values={model.shorthand: node})
     if any(one.broken for one in _scalars(node)):
         return None
+    _hide_secrets(room, model, node)
     try:
         return model.model_validate(plain(node), context={"base": room.base})
     except ValidationError as error:
@@ -97,7 +98,9 @@ def _settings(room: Room, kind: PluginKind, node: Node | None, item: Node) -> Se
                 _unknown_key(room, model, node, detail["loc"])
             else:
                 translate(room, node, detail)
-        return None
+    except Exception as error:  # of a validator that its author wrote: pydantic passes on what is no ValueError
+        complain(room, item, f"{kind.name}: its settings cannot be checked: {type(error).__name__} ({kind.origin})")
+    return None
 
 
 def plain(node: Node) -> Any:
@@ -108,6 +111,28 @@ def plain(node: Node) -> Any:
         return [plain(item) for item in node.items]
     assert isinstance(node, ScalarNode)
     return None if node.is_null else node.scalar
+
+
+def _hide_secrets(room: Room, annotation: Any, node: Node) -> None:
+    """Mark the values that `annotation` calls secret, wherever in it: errors about them, or beside them, show none."""
+    if isinstance(annotation, type) and issubclass(annotation, SecretStr | SecretBytes):
+        for scalar in _scalars(node):
+            scalar.secret = True
+            room.source.hide(scalar.mark)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            if isinstance(node, MapNode) and name in node.values:
+                _hide_secrets(room, field.annotation, node.values[name])
+    else:
+        origin = typing.get_origin(annotation)
+        inside: Iterable[Node] = (node,)
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            inside = node.values.values() if isinstance(node, MapNode) else ()
+        elif isinstance(origin, type) and issubclass(origin, Collection):
+            inside = node.items if isinstance(node, ListNode) else ()
+        for inner in typing.get_args(annotation):
+            for one in inside:
+                _hide_secrets(room, inner, one)
 
 
 def _scalars(node: Node) -> Iterator[ScalarNode]:

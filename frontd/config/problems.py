@@ -83,6 +83,7 @@ class Source:
     name: str
     text: str
     problems: list[Problem] = field(default_factory=list)
+    _hidden: list[Mark] = field(default_factory=list)
     _lines: list[str] | None = None
     _seen: set[tuple[int, int, str]] = field(default_factory=set)
 
@@ -93,6 +94,10 @@ class Source:
     def warning(self, mark: Mark, path: str, message: str, hint: str = "") -> None:
         """Note a warning."""
         self._add("warning", mark, path, message, hint)
+
+    def hide(self, mark: Mark) -> None:
+        """Show asterisks from now on in place of what stands there."""
+        self._hidden.append(mark)
 
     @property
     def failed(self) -> bool:
@@ -120,7 +125,12 @@ class Source:
     def _excerpt(self, mark: Mark) -> str:
         if not mark.line:
             return ""
-        line = _without_password(self.line(mark.line))
+        line = self.line(mark.line)
+        for hidden in self._hidden:
+            if hidden.line == mark.line:
+                start, end = hidden.column - 1, hidden.column - 1 + hidden.length
+                line = line[:start] + "*" * len(line[start:end]) + line[end:]
+        line = _without_password(line)
         start = max(0, mark.column - 1 - _WIDTH // 2) if len(line) > _WIDTH else 0
         before = printable(line[start : mark.column - 1])
         marked = printable(line[mark.column - 1 : min(mark.column - 1 + max(mark.length, 1), start + _WIDTH)])

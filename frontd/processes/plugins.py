@@ -126,8 +126,10 @@ class Runner:
                     status.started()  # it has nothing to do any more
                     return
                 is_first = False
-                pause = AGAIN if trio.current_time() - begun > AGAIN_MOST else min(pause * 2, AGAIN_MOST)
+                if trio.current_time() - begun > AGAIN_MOST:
+                    pause = AGAIN
                 await trio.sleep(pause)
+                pause = min(pause * 2, AGAIN_MOST)
 
 
 class Once:

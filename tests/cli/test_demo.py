@@ -124,7 +124,7 @@ def test_the_folder_of_the_demo(tmp_path: Path) -> None:
     write_files(tmp_path)  # at the next start
     assert plugin.read_text() == PLUGIN
     assert users_file(tmp_path).stat().st_mode & 0o777 == 0o600
-    users = {"basic": {"users": str(users_file(tmp_path))}}
+    users = {"basic": {"users_file": str(users_file(tmp_path))}}
     with site({**users, "hello": {"word": "Servus"}}, plugins_dir=plugins_folder(tmp_path)) as s:
         assert s.get("/hello").text == "Servus, 192.0.2.1! This is plugins/hello.py.\n"
         assert s.get("/").status == 401

@@ -28,7 +28,7 @@ class Desk:
         self.write(text)
         self._remark, self._remarks = trio.open_memory_channel[str](100)
         context = Context(site, MemoryStore(1 << 20), self._remark.send_nowait)
-        self.plugin = basic.Basic(basic.Basic.Settings(users=self.file, **settings), context)  # type: ignore[arg-type]
+        self.plugin = basic.Basic(basic.Basic.Settings(users_file=self.file, **settings), context)  # type: ignore[arg-type]
 
     def write(self, text: str) -> None:
         """Put another file in the place of the users file, as an editor does."""

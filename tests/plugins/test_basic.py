@@ -159,7 +159,7 @@ def facts(*urls: str, name: str = "main") -> SiteFacts:
 
 def test_check_sees_a_site_on_plain_http(tmp_path: Path) -> None:
     (tmp_path / "users").write_text(ALICE)
-    closed, allowed = (basic.Basic.Settings(users=tmp_path / "users", allow_http=allow) for allow in (False, True))
+    closed, allowed = (basic.Basic.Settings(users_file=tmp_path / "users", allow_http=allow) for allow in (False, True))
     assert not list(basic.Basic.check(closed, facts("https://a.test/")))
     (said,) = basic.Basic.check(closed, facts("https://a.test/", "http://a.test/"))
     assert "http://a.test" in said
@@ -170,7 +170,7 @@ def test_check_sees_a_site_on_plain_http(tmp_path: Path) -> None:
 
 def test_check_lists_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     users = tmp_path / "users"
-    settings = basic.Basic.Settings(users=users)
+    settings = basic.Basic.Settings(users_file=users)
     (said,) = basic.Basic.check(settings, facts("https://a.test/"))
     assert said == f"{users}: there is no such users file; make it with: frontd passwd {users} USER"
     users.write_text(ALICE + "bob:plain\n" + ALICE)

@@ -15,7 +15,7 @@ from tests.net.tlsclient import client_context, secure_site, tls_line
 from tests.plugins.logons import ALICE, BOB, basic_field
 from tests.wire import Stage, app, configuration, front, one_pool, settled
 
-OPEN = "plugins: [{basic: {users: users, allow_http: true}}]"
+OPEN = "plugins: [{basic: {users_file: users, allow_http: true}}]"
 
 
 def field(user: str, password: str) -> str:
@@ -77,7 +77,7 @@ async def test_guesses_are_slowed_down(tmp_path: Path, users: Path) -> None:
 
 
 async def test_plain_http_over_a_plugin_of_the_whole_server(tmp_path: Path, users: Path) -> None:
-    text = one_pool("http://127.0.0.1:1", extra="plugins: [{basic: {users: users}}]")
+    text = one_pool("http://127.0.0.1:1", extra="plugins: [{basic: {users_file: users}}]")
     async with front(text, tmp_path) as stage:
         line = await stage.connect()
         head, body = await line.get("/", field("alice", "secret"))
@@ -89,7 +89,7 @@ async def test_plain_http_over_a_plugin_of_the_whole_server(tmp_path: Path, user
 
 async def test_over_tls(tmp_path: Path, users: Path, pki: Pki) -> None:
     async with app() as it:
-        text = secure_site(it.url, pki.entry("a")) + "\nplugins: [{basic: {users: users, realm: office}}]\n"
+        text = secure_site(it.url, pki.entry("a")) + "\nplugins: [{basic: {users_file: users, realm: office}}]\n"
         async with front(text, tmp_path) as stage:
             line = await tls_line(stage, client_context(pki), "a.test")
             head, _ = await line.get(host="a.test")
@@ -99,7 +99,7 @@ async def test_over_tls(tmp_path: Path, users: Path, pki: Pki) -> None:
 
 async def test_rules_see_the_groups_of_the_file(tmp_path: Path, users: Path) -> None:
     rules = 'authorize: [{path: /public/, allow: [anonymous]}, {allow: ["group:staff"]}]'
-    site = f"plugins: [{{basic: {{users: users, allow_http: true}}}}, {{{rules}}}]"
+    site = f"plugins: [{{basic: {{users_file: users, allow_http: true}}}}, {{{rules}}}]"
     async with app() as it, front(one_pool(it.url, site=site), tmp_path) as stage:
         line = await stage.connect()
         assert (await line.get("/public/x"))[1] == b"ok"
@@ -138,9 +138,9 @@ def complaints(site: str, folder: Path) -> list[str]:
 
 
 def test_what_a_configuration_may_not_say(tmp_path: Path, users: Path) -> None:
-    (said,) = complaints("plugins: [{basic: {users: users}}]", tmp_path)
+    (said,) = complaints("plugins: [{basic: {users_file: users}}]", tmp_path)
     assert "serve it over https only" in said
-    (said,) = complaints("plugins: [{basic: {users: other, allow_http: true}}]", tmp_path)
+    (said,) = complaints("plugins: [{basic: {users_file: other, allow_http: true}}]", tmp_path)
     assert f"{tmp_path}/other: there is no such users file" in said
     users.write_text("alice:topsecret\n")
     (said,) = complaints(OPEN, tmp_path)
@@ -150,14 +150,14 @@ def test_what_a_configuration_may_not_say(tmp_path: Path, users: Path) -> None:
 
 def test_numbers_and_durations_of_a_file(tmp_path: Path, users: Path) -> None:
     more = "cache_ttl: 5m, queue: 9, failures_per_user: none, failures_per_address: 50, failure_window: 90s, realm: 12"
-    text = one_pool("http://127.0.0.1:1", site=OPEN.replace("users: users", f"users: users, {more}"))
+    text = one_pool("http://127.0.0.1:1", site=OPEN.replace("users_file: users", f"users_file: users, {more}"))
     (entry,) = configuration(text, tmp_path).config.sites["main"].plugins
     assert entry.settings.model_dump() == {
-        "users": users, "realm": "12", "allow_http": True, "cache_ttl": 300.0, "queue": 9,
+        "users_file": users, "realm": "12", "allow_http": True, "cache_ttl": 300.0, "queue": 9,
         "failures_per_user": None, "failures_per_address": 50, "failure_window": 90.0,
     }  # fmt: skip
     for wrong in ("queue: -1", "failures_per_user: 0", "failure_window: 0s", "realm: [a]", "allow_htpp: true"):
-        site = OPEN.replace("users: users", f"users: users, {wrong}")
+        site = OPEN.replace("users_file: users", f"users_file: users, {wrong}")
         assert len(complaints(site, tmp_path)) >= 1, wrong
 
 

@@ -56,7 +56,7 @@ async def test_a_hundred_guesses_from_an_address(tmp_path: Path, mock_clock: Moc
     found = desk.at_once(exchange(basic_field("user 6", "guess")))
     assert found == Refuse(429, "LogonThrottled", retry_after=12)
     assert await desk.logon("user 6", "guess", CAFE) == "LogonFailed"
-    assert basic.Basic.Settings(users=desk.file).failures_per_address == 100
+    assert basic.Basic.Settings(users_file=desk.file).failures_per_address == 100
 
 
 async def test_many_guesses_at_once_are_no_more_than_one_by_one(tmp_path: Path) -> None:

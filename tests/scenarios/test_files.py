@@ -195,7 +195,7 @@ async def test_well_known_files_are_served(tmp_path: Path, folder: Path, pki: Pk
 
 
 GUARDED = """plugins:
-      - basic: {users: USERS, allow_http: true}
+      - basic: {users_file: USERS, allow_http: true}
       - authorize:
           - {path: /admin/, allow: [authenticated]}
           - {allow: [anonymous]}"""
