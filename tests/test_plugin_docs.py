@@ -7,6 +7,7 @@ attributes are compared with the code, examples of hooks are asked, and each bun
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -14,13 +15,15 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from pydantic import Field
 
 import frontd
 from frontd.cli.root import cli
+from frontd.config.docs import settings_table
 from frontd.model.messages import Body, TlsInfo
 from frontd.pipeline.discovery import Discovery, installed_words
 from frontd.pipeline.phases import SPECS
@@ -72,7 +75,9 @@ def run(words: list[str], folder: Path) -> None:
         return
     assert words[0] == "pytest", f"a tutorial runs pytest and frontd, not {words[0]}"
     quiet = ["-q", "-W", "error", "-p", "no:cacheprovider"]
-    done = subprocess.run([sys.executable, "-m", *words, *quiet], cwd=folder, capture_output=True, text=True)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # as in an environment of frontd and pytest alone
+    command = [sys.executable, "-m", *words, *quiet]
+    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
@@ -226,8 +231,7 @@ def plugin_of(hook: str) -> type[frontd.Plugin]:
     """A plugin of the examples of a hook and of those beside it."""
     space: dict[str, Any] = {"__name__": f"examples_{hook}"}
     exec(HEAD + "\n".join(example_of(one) for one in (hook, *BESIDE.get(hook, ()))), space)
-    made = space["Example"]
-    assert issubclass(made, frontd.Plugin)
+    made: type[frontd.Plugin] = space["Example"]
     return made
 
 
@@ -414,6 +418,39 @@ def section_with_code(page: Path, heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
     assert found, heading
     return found.group(1)
+
+
+def test_a_table_of_settings_has_those_inside_of_others_below() -> None:
+    class Inner(frontd.Settings):
+        """One of them."""
+
+        word: Literal["a", "b"] = "a"
+
+    class Outer(frontd.Settings):
+        parts: tuple[Inner, ...] = Field(default=(), description="Several | many.")
+        names: dict[str, str] = {}
+        age: frontd.Duration = 172800.0
+        size: frontd.Size = 65536
+        old: frontd.Duration = 1.5
+        count: int
+
+    assert settings_table(frontd.Settings) == "It takes no settings."
+    assert settings_table(Outer).splitlines() == [
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+        "| `parts` | list of maps | – | Several \\| many. |",
+        "| `names` | map | – |  |",
+        "| `age` | duration | `2d` |  |",
+        "| `size` | size | `64KiB` |  |",
+        "| `old` | duration | `1.5s` |  |",
+        "| `count` | number | required |  |",
+        "",
+        "`parts[]`: One of them.",
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+        "| `word` | `a` or `b` | `a` |  |",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -97,10 +97,29 @@ def _settings(room: Room, kind: PluginKind, node: Node | None, item: Node) -> Se
             if detail["type"] == "extra_forbidden":
                 _unknown_key(room, model, node, detail["loc"])
             else:
-                translate(room, node, detail)
+                translate(room, node, _in_our_words(detail))
     except Exception as error:  # of a validator that its author wrote: pydantic passes on what is no ValueError
         complain(room, item, f"{kind.name}: its settings cannot be checked: {type(error).__name__} ({kind.origin})")
     return None
+
+
+_EXPECTED = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits", "float_parsing": "a number", "float_type": "a number",
+    "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "a text",
+    "tuple_type": "a list", "list_type": "a list", "set_type": "a list", "frozen_set_type": "a list",
+    "dict_type": "a map", "model_type": "a map", "model_attributes_type": "a map",
+}  # fmt: skip
+
+
+def _in_our_words(detail: Any) -> Any:
+    """pydantic's finding about one value, said as the rest of the configuration says it."""
+    expected, given = _EXPECTED.get(detail["type"]), detail.get("input")
+    if expected is None:
+        return detail
+    what = "nothing" if given is None else "a map" if isinstance(given, dict) else "a list"
+    shown = clip(given) if isinstance(given, str) else what
+    return {**detail, "msg": f"{expected} is expected, not {shown}"}
 
 
 def plain(node: Node) -> Any:
@@ -127,9 +146,9 @@ def _hide_secrets(room: Room, annotation: Any, node: Node) -> None:
         origin = typing.get_origin(annotation)
         inside: Iterable[Node] = (node,)
         if isinstance(origin, type) and issubclass(origin, Mapping):
-            inside = node.values.values() if isinstance(node, MapNode) else ()
+            inside = node.values.values() if isinstance(node, MapNode) else inside
         elif isinstance(origin, type) and issubclass(origin, Collection):
-            inside = node.items if isinstance(node, ListNode) else ()
+            inside = node.items if isinstance(node, ListNode) else inside
         for inner in typing.get_args(annotation):
             for one in inside:
                 _hide_secrets(room, inner, one)

@@ -313,7 +313,7 @@ class RequestBody:
         try:
             return self._keep(self._down.body_now())
         except FrontdError as error:
-            self._failure = error
+            self._failure = _again(error)
             raise
 
     async def next(self) -> bytes | End:
@@ -331,7 +331,7 @@ class RequestBody:
         try:
             return await self._down.receive_body()
         except FrontdError as error:
-            self._failure = error
+            self._failure = _again(error)
             raise
 
     def rewind(self) -> None:
@@ -361,6 +361,11 @@ class RequestBody:
                 self._kept.append(part)
                 self._position = len(self._kept)
         return part
+
+
+def _again(error: FrontdError) -> FrontdError:
+    """The same error without its traceback, which would tie the body to itself."""
+    return FrontdError(error.reason, detail=error.detail, hint=error.hint, status=error.status)
 
 
 def trailers_of(request: Request, end: End) -> Headers:

@@ -312,6 +312,7 @@ def plugin_fault(exchange: Exchange, where: str, error: Exception) -> FrontdErro
 def _traced(hook: Hook) -> Hook:
     """`hook` with a line on stderr for each call: which exchange, its time, and the type of its answer."""
     function, where, site = hook.function, hook.where, hook.plugin.site
+    is_plain = where.rpartition(".")[2] in hookspecs.PLAIN
 
     def told(subject: Exchange | Client, begun: float, answer: object, waited: str = "") -> None:
         number = f"request {subject.number} " if isinstance(subject, Exchange) else ""
@@ -335,7 +336,7 @@ def _traced(hook: Hook) -> Hook:
         except BaseException as error:
             told(subject, begun, error)
             raise
-        if isinstance(answer, Awaitable):
+        if isinstance(answer, Awaitable) and not is_plain:
             return waiting(subject, begun, answer)
         told(subject, begun, answer)
         return answer
