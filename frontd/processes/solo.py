@@ -87,13 +87,14 @@ async def _main(
     ignore_signals(*SIGNALS)  # what holds again when the receiver below has closed
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
+            log = front.service.log
+            # first of all: a plugin may block the loop before anything is served
+            await nursery.start(Watchdog(lambda: front.service.world.plugins, log.remark).run)
             await nursery.start(front.run)
             nursery.start_soon(serve_calls, control_socket, control.answer, front.service.log_fault)
             if health is not None:
                 fault = front.service.log_fault
                 nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
-            log = front.service.log
-            nursery.start_soon(Watchdog(lambda: front.service.world.plugins, log.remark).run)
             if discovery is not None:
                 nursery.start_soon(watch_files, discovery, log.remark)
             gc.collect()

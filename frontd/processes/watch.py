@@ -26,7 +26,6 @@ from types import FrameType
 import trio
 
 from frontd.pipeline.discovery import Discovery
-from frontd.pipeline.phases import SPECS
 from frontd.pipeline.plugin import Plugin
 
 BEAT = 0.025  # s
@@ -54,9 +53,10 @@ class Watchdog:
         self._beats = 0
         self._over = threading.Event()
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Beat until cancelled."""
         with self._thread():
+            task_status.started()
             while True:
                 self._beats += 1
                 await trio.sleep(BEAT)
@@ -103,8 +103,8 @@ class Watchdog:
 
 
 def _functions(plugin: type[Plugin]) -> Iterator[tuple[str, object]]:
-    for owner in plugin.__mro__[: plugin.__mro__.index(Plugin)]:
-        for name, value in vars(owner).items():
+    for owner in plugin.__mro__:
+        for name, value in vars(owner).items() if owner not in (Plugin, object) else ():
             code = getattr(value, "__code__", None)
-            if code is not None and (name in SPECS or name in ("run", "prepare")):
+            if code is not None:  # not hooks alone: what a hook returns to be waited for may be of another function
                 yield name, code
