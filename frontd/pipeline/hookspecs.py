@@ -44,8 +44,10 @@ def authenticate(exchange: Exchange) -> Identity | Continue | UseHttp11 | Refuse
 
 @hookspec
 def challenge(exchange: Exchange) -> str | None:
-    """The value of a ``WWW-Authenticate`` field.  Asked only when a 401 goes out, on every plugin, in order.  Plain
-    def."""
+    """A 401 goes out: the value of a ``WWW-Authenticate`` field.
+
+    Every plugin is asked, in order.  Plain def.
+    """
 
 
 @hookspec
@@ -71,9 +73,9 @@ def cache_lookup(exchange: Exchange) -> Response | None:
 
 @hookspec
 def rewrite_request(exchange: Exchange) -> None:
-    """`exchange.request.headers` are now the fields that go to the app, frontd's own among them.  Every plugin is
-    asked.
+    """`exchange.request.headers` are now the fields that go to the app, frontd's own among them.
 
+    Every plugin is asked.
     The fields that carry the identity and the framing are set again afterwards; nobody can forge or remove them.
     """
 

@@ -116,6 +116,7 @@ class Phases:
             log=self.log,
             client_closed=self.client_closed,
             plugins=self.plugins,
+            sees_response=self.sees_response,
         )
 
 

@@ -10,7 +10,7 @@ import trio
 import trustme
 
 import frontd
-from frontd import Allow, Exchange, Identity, Plugin, Redirect, Refuse, Response
+from frontd import Allow, Continue, Exchange, Identity, Plugin, Redirect, Refuse, Response, UseHttp11
 from frontd.pipeline.phases import SPECS
 from tests.scenarios.plugged import fields, made, of, plugged, reload, says, status, text, told
 from tests.scenarios.test_upgrade import ASK
@@ -87,6 +87,58 @@ async def test_the_one_door_is_open(tmp_path: Path) -> None:
         assert status((await line.get("/", "Authorization: TOKEN mallory"))[0]) == 401
         assert fields(it.heads[0], "X-Remote-User") == ["alice"]
         assert stage.reasons == {"LogonFailed": 1}
+
+
+async def test_one_guard_for_every_site(tmp_path: Path) -> None:
+    """A plugin of the whole server stands before sites that name no plugin at all, and before those that do."""
+    written = """
+listen: {http: {port: 0}}
+plugins: [guard]
+sites:
+  one: {urls: ["http://one.test/"], routes: {/: "%s"}}
+  two: {urls: ["http://two.test/"], plugins: [], routes: {/: "%s"}}
+  three: {urls: ["http://three.test/"], plugins: [other], routes: {/: "%s"}}
+"""
+    async with app(SECRET) as it, front(written % ((it.url,) * 3), tmp_path, of(GUARD, OTHER)) as stage:
+        line = await stage.connect()
+        for name in ("one", "two", "three"):
+            assert status((await line.get(host=f"{name}.test"))[0]) == 401
+            assert (await line.get("/", ALICE, host=f"{name}.test"))[1] == b"secret"
+            assert status((await line.get(host=f"{name}.test"))[0]) == 401
+        assert len(it.heads) == 3
+
+
+async def test_the_legs_of_a_handshake(tmp_path: Path) -> None:
+    """They are 401s on one connection; what was begun on it is not finished on another."""
+
+    def authenticate(self: Plugin, exchange: Exchange) -> Identity | Continue | None:
+        scheme, token = exchange.request.credentials
+        if scheme != "ntlm":
+            return None
+        memory = exchange.client.state(self)
+        if token == "1":
+            memory["begun"] = True
+            return Continue("challenge", "NTLM")
+        return Identity("alice") if memory.pop("begun", False) else Continue("begin again", "NTLM")
+
+    legs = made("legs", scheme="NTLM", authenticate=authenticate, challenge=says("NTLM"))
+    async with app() as it, plugged(tmp_path, it.url, legs) as stage:
+        line, other = await stage.connect(), await stage.connect()
+        expected = {"1": ["NTLM challenge"], "2": ["NTLM begin again"], "": ["NTLM"]}
+        for who, token in ((line, ""), (line, "1"), (other, "2"), (line, "")):
+            head, _ = await who.get("/", *([f"Authorization: NTLM {token}"] if token else []))
+            assert (status(head), fields(head, "WWW-Authenticate")) == (401, expected[token])
+            assert fields(head, "Connection") == []
+        assert (await line.get("/", "Authorization: NTLM 2"))[1] == b"ok"
+        assert fields(it.heads[0], "Authorization") == []
+        assert status((await line.get())[0]) == 401
+
+
+async def test_another_version_is_asked_for_where_that_makes_sense(tmp_path: Path) -> None:
+    async with plugged(tmp_path, "http://127.0.0.1:1", made("old", authenticate=says(UseHttp11()))) as stage:
+        assert status((await (await stage.connect()).ask(b"GET / HTTP/1.0\r\n\r\n"))[0]) == 505
+        assert status((await (await stage.connect()).get())[0]) == 500
+        assert stage.reasons == {"Version_N/S": 1, "PluginFault": 1}
 
 
 async def test_a_logon_is_for_one_request(tmp_path: Path) -> None:
@@ -255,7 +307,11 @@ async def test_a_challenge_that_fails_hides_no_other(tmp_path: Path, broken: obj
 
 
 async def test_the_redirect_to_https_never_asks_for_a_password(tmp_path: Path) -> None:
-    refuse = made("refuse", filter_request=lambda self, exchange: _rejected(exchange))
+    seen = "1"
+    refuse = made(
+        "refuse", filter_request=lambda self, exchange: _rejected(exchange),
+        rewrite_response=lambda self, exchange: exchange.response.headers.set("X-Seen", seen),
+    )  # fmt: skip
     written = text("http://127.0.0.1:1", [refuse, GUARD], urls='"https://a.test/"')
     written = written.replace("{http: {port: 0}}", "{http: {port: 0}, https: {port: 0}}")
     async with front(with_certificate(written, tmp_path), tmp_path, of(refuse, GUARD)) as stage:
@@ -264,6 +320,7 @@ async def test_the_redirect_to_https_never_asks_for_a_password(tmp_path: Path) -
             head, _ = await line.get("/", *extra)
             assert (status(head), fields(head, "Location")) == (308, ["https://a.test/"])
             assert fields(head, "WWW-Authenticate") == []
+            assert fields(head, "X-Seen") == [seen]
         head, _ = await line.get("/rejected")  # a filter is asked there all the same, and even its 401 is a bare one
         assert (status(head), fields(head, "WWW-Authenticate")) == (401, [])
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 import frontd
 from frontd import Client, Exchange, Identity, Plugin, Refuse, Response
-from tests.scenarios.plugged import PluginClass, made, of, plugged, reload, says, text, told
+from tests.scenarios.plugged import PluginClass, fields, made, of, plugged, reload, says, text, told
 from tests.wire import app, front, settled
 
 
@@ -148,6 +149,34 @@ async def test_a_plugin_that_left_and_came_back(tmp_path: Path) -> None:
         assert (await line.get())[1] == b"ok"
         assert (await reload(stage, counting(), Counter)).ok
         assert (await line.get())[1] == b"x 1"
+
+
+async def test_an_exchange_that_waits_in_a_plugin_over_a_reload(tmp_path: Path) -> None:
+    """It goes on in the world that it began in: to that one's app, with the fields of that one's plugins."""
+    held, go = trio.Event(), trio.Event()
+
+    async def hold(self: Plugin, exchange: Exchange) -> None:
+        if exchange.request.path == "/held":
+            held.set()
+            await go.wait()
+
+    def mark(self: Plugin, exchange: Exchange) -> None:
+        exchange.response.headers.add("X-Mark", "old")
+
+    old = made("old", filter_request=hold, rewrite_response=mark)
+    async with app() as it, app(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nnew") as other:
+        async with plugged(tmp_path, it.url, old) as stage:
+            line = await stage.connect()
+            await line.send(b"GET /held HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            await held.wait()
+            written = text(other.url, []).replace("app", "other")  # the pool has another name: the old one retires
+            assert (await reload(stage, written)).errors == []
+            await settled()
+            go.set()
+            head, body = await line.message()
+            assert (body, fields(head, "X-Mark")) == (b"ok", ["old"])
+            head, body = await line.get()
+            assert (body, fields(head, "X-Mark")) == (b"new", [])
 
 
 async def test_a_reload_that_is_refused_forgets_nothing(tmp_path: Path) -> None:
