@@ -308,7 +308,9 @@ def _plugin_fits(room: Room, node: Node, entry: PluginEntry, facts: SiteFacts) -
     try:
         for sentence in entry.kind.check(entry.settings, facts):
             complain(room, node, f"{entry.name}: {sentence}")
-    except Exception as error:  # a fault of the plugin is its author's, and is told like any other
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a fault of the plugin is its author's, and is told like any other, also sys.exit
         complain(room, node, f"{entry.name}: its check failed: {type(error).__name__}: {error}")
 
 

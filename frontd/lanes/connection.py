@@ -35,7 +35,7 @@ from frontd.model.messages import Client, Exchange, Request
 from frontd.net.peek import NothingSent, peek
 from frontd.net.streams import Broken, Stream
 from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
-from frontd.net.traps import carry
+from frontd.net.traps import carry, fault_of
 from frontd.pipeline.answers import PHRASES, error_response
 from frontd.pipeline.forward import reported_client
 from frontd.pipeline.phases import Hook, Phases, ask, tell
@@ -156,8 +156,10 @@ async def handle(connection: Connection) -> None:
         pass  # like a plain client that leaves before its first byte: nobody's fault, no line
     except Broken as error:
         service.log_connection(connection.client, Reason.Connection_Dropped, str(error))
-    except (Exception, SystemExit) as error:  # the driver's net: a fault ends this connection, never the front
-        service.log_fault("connection", error)
+    except BaseException as error:  # the driver's net: a fault ends this connection, never the front
+        if (fault := fault_of(error)) is None:
+            raise
+        service.log_fault("connection", fault)
         service.log_connection(connection.client, Reason.Internal, type(error).__name__)
     finally:
         service.leave(connection)
@@ -245,8 +247,10 @@ async def ask_to_accept(connection: Connection, phases: Phases) -> FrontdError |
     for hook in phases.accept_client:
         try:
             answer = await ask(hook, connection.client)
-        except Exception as error:
-            connection.service.log_fault(f"plugin {hook.where}", error)
+        except BaseException as error:
+            if (fault := fault_of(error)) is None:
+                raise
+            connection.service.log_fault(f"plugin {hook.where}", fault)
             return FrontdError(Reason.PluginFault, detail=f"{hook.where}: {type(error).__name__}")
         if answer is not None:
             return refusal_of(answer)
@@ -417,12 +421,12 @@ async def run(connection: Connection, exchange: Exchange, down: H1Downstream, wo
 
     try:
         await serve(exchange, down, world, enter, head.size)
-    except (Exception, SystemExit) as error:  # the driver's net, and nobody's ``sys.exit``; trio.Cancelled passes
-        connection.service.log_fault(f"request {exchange.number}", error)
+    except BaseException as error:  # the driver's net
+        if (fault := fault_of(error)) is None:
+            exchange.reason = exchange.reason or (left_early(down) if connection.hung_up else Reason.AppShutdown)
+            raise
+        connection.service.log_fault(f"request {exchange.number}", fault)
         await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
-    except BaseException:  # Cancelled, or a group of them
-        exchange.reason = exchange.reason or (left_early(down) if connection.hung_up else Reason.AppShutdown)
-        raise
     finally:
         if entered is not None:
             tell(entered.phases.log, exchange, exchange.faults)

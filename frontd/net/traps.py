@@ -17,6 +17,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 import socket
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -96,6 +97,22 @@ def carry(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
                 value = yield trap  # one of trio's own
         except BaseException as thrown:  # Cancelled goes into the coroutine, which cleans up and raises it again
             error = thrown
+
+
+def fault_of(error: BaseException) -> Exception | None:
+    """An error that came out of a plugin, as one that can be dealt with; None when it is the cancellation of this task.
+
+    What is no `Exception` (``sys.exit``, a cancellation of another task that was kept and raised again) would else end
+    tasks, and in the end the front, that have nothing to do with it.
+    """
+    if isinstance(error, Exception):
+        return error
+    group = isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
+    if (group or isinstance(error, trio.Cancelled)) and trio.current_effective_deadline() == -math.inf:
+        return None
+    fault = RuntimeError(f"{type(error).__name__} was raised where nothing was cancelled or ended")
+    fault.__cause__ = error
+    return fault
 
 
 async def carry_task(function: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:

@@ -308,13 +308,7 @@ class RequestBody:
     def next_now(self) -> bytes | End | None:
         """The next part if it is there.  Raises `FrontdError` (downstream)."""
         known = self._replayed()
-        if known is not None:
-            return known
-        try:
-            return self._keep(self._down.body_now())
-        except FrontdError as error:
-            self._failure = _again(error)
-            raise
+        return known if known is not None else self._keep(self._down.body_now())
 
     async def next(self) -> bytes | End:
         """The next part.  Raises `FrontdError` (downstream)."""

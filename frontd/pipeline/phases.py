@@ -32,7 +32,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers, bad_field, octets
 from frontd.model.messages import Client, Exchange, Response
 from frontd.model.verdicts import Continue, Identity, Refuse
-from frontd.net.traps import task_lane
+from frontd.net.traps import fault_of, task_lane
 from frontd.pipeline import hookspecs
 from frontd.pipeline.plugin import Plugin
 
@@ -178,8 +178,10 @@ async def first(phase: Phase, exchange: Exchange) -> Any:
             _fit(answer)
         except FrontdError:
             raise
-        except Exception as error:
-            raise plugin_fault(exchange, hook.where, error) from error
+        except BaseException as error:
+            if (fault := fault_of(error)) is None:
+                raise
+            raise plugin_fault(exchange, hook.where, fault) from error
         if answer is not None:
             return answer
     return None
@@ -196,8 +198,10 @@ async def first_soft(phase: Phase, exchange: Exchange, *more: object) -> Any:
     for hook in phase:
         try:
             answer = await ask(hook, exchange, *more)
-        except Exception as error:
-            exchange.faults.append((hook.where, error))
+        except BaseException as error:
+            if (fault := fault_of(error)) is None:
+                raise
+            exchange.faults.append((hook.where, fault))
             continue
         if answer is not None:
             return answer
@@ -216,8 +220,8 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
             if type(answer) not in hook.allows:
                 raise _wrong_type(hook, answer)
             _fit(answer)
-        except Exception as error:
-            faults.append((hook.where, error))
+        except BaseException as error:  # nothing waits here, so nothing of ours can be cancelled here
+            faults.append((hook.where, fault_of(error) or RuntimeError("it raised a cancellation")))
             continue
         answers.append(answer)
     return answers

@@ -9,7 +9,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import HOP_BY_HOP, Headers
 from frontd.model.messages import Exchange, Response
 from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
-from frontd.net.traps import task_lane
+from frontd.net.traps import fault_of, task_lane
 from frontd.pipeline.admission import Answer
 from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
 from frontd.pipeline.forward import Downstream
@@ -164,5 +164,6 @@ class Captured:
             if self._size <= want.max_bytes:
                 try:
                     want.then(Response(self._status, self._headers.copy(), body, reason=self._reason))
-                except Exception as error:  # after forwarding, plugins fail soft
-                    exchange.faults.append((f"{want.where} (capture)", error))
+                except BaseException as error:  # after forwarding, plugins fail soft; nothing waits here
+                    fault = fault_of(error) or RuntimeError("it raised a cancellation")
+                    exchange.faults.append((f"{want.where} (capture)", fault))

@@ -112,6 +112,7 @@ class Front:
                 self.service.log.remark(f"serving: {', '.join(self.addresses())}")
                 task_status.started()
                 await trio.sleep_forever()
+            raise RuntimeError("the front has ended by itself")  # a cancellation of nobody's: better dead than deaf
         finally:
             self._nursery = None
             for listener in self.listeners:

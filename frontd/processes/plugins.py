@@ -23,6 +23,7 @@ import trio
 
 from frontd.config.model import Config
 from frontd.config.plugins import PluginEntry
+from frontd.net.traps import fault_of
 from frontd.pipeline.plugin import Context, Plugin
 from frontd.pipeline.store import MemoryStore
 
@@ -53,7 +54,9 @@ def instances(
             made = entry.kind.plugin(entry.settings, Context(site, store, lambda text: remark(f"{where}: {text}")))
         except (ValueError, OSError) as error:
             raise PluginProblem(f"{where}: {error}") from error
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also sys.exit
             raise PluginProblem(f"{where} ({entry.kind.origin}): {type(error).__name__}: {error}") from error
         assert isinstance(made, Plugin)
         return made
@@ -107,7 +110,9 @@ class Runner:
                 await self.nursery.start(self._run, plugin, scope)
         except trio.TooSlowError:
             raise PluginProblem(f"{where}: it was not ready within {START_TIME:g} s") from None
-        except Exception as error:
+        except BaseException as error:
+            if fault_of(error) is None:
+                raise
             raise PluginProblem(f"{where}: {type(error).__name__}: {error}") from error
 
     async def _run(self, plugin: Plugin, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
@@ -118,10 +123,11 @@ class Runner:
                 begun = trio.current_time()
                 try:
                     await plugin.run(task_status=status)
-                except Exception as error:
-                    if is_first and not status.is_started:
+                except BaseException as error:
+                    fault = fault_of(error)
+                    if fault is None or (is_first and not status.is_started):
                         raise
-                    self.fault(f"plugin {plugin.name}: run", error)
+                    self.fault(f"plugin {plugin.name}: run", fault)
                 else:
                     status.started()  # it has nothing to do any more
                     return

@@ -66,7 +66,8 @@ def test_a_file_that_has_changed_is_told(tmp_path: Path) -> None:
         assert any("frontd ready" in line for line in lines)
         file = tmp_path / "plugins" / "it.py"
         file.write_text(file.read_text() + "# changed\n")
-        assert f"{file} has changed on disk: restart frontd to load it" in next(line for line in lines if "changed" in line)
+        told = next(line for line in lines if "changed" in line)
+        assert f"{file} has changed on disk: restart frontd to load it" in told
 
 
 def test_calls_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

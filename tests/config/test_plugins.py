@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, field_validator
 
@@ -305,6 +305,7 @@ YAML = st.recursive(
 )  # fmt: skip
 
 
+@settings(max_examples=60)
 @given(YAML)
 def test_whatever_is_written_is_loaded_or_told(plugins: str) -> None:
     try:

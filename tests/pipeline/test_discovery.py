@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import frontd
@@ -276,6 +276,7 @@ def test_files_that_have_changed_on_disk(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- mutated
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(list(SPECS)), st.data())
 def test_every_slip_of_one_letter_is_told(hook: str, data: st.DataObject) -> None:
     """A letter too many, one too few, one wrong, two that changed places; in a name of more than three letters."""

@@ -209,7 +209,7 @@ def decided(authenticate: list[object], authorize: list[object]) -> int:
     return 0 if is_allowed else 401
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(HOOKS, max_size=4))
 def test_nobody_gets_in_unless_somebody_said_so(plugins: list[tuple[object, object, bool, bool]]) -> None:
     """Every mixture of plugins that say who it is, allow, refuse, answer, stay silent, raise or answer nonsense."""

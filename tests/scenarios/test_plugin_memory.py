@@ -141,6 +141,17 @@ async def test_over_a_reload(tmp_path: Path, settings: str, kept: bool, answer: 
             assert set(connection.client.states) == {after}  # type: ignore[attr-defined]
 
 
+async def test_two_that_are_equal_stay_two(tmp_path: Path) -> None:
+    twice = text("http://127.0.0.1:1", ["counter", "counter"])
+    async with front(twice, tmp_path, of(Counter)) as stage:
+        before = stage.front.service.world.plugins
+        assert (await reload(stage, twice, Counter)).ok
+        assert stage.front.service.world.plugins == before
+        assert (await reload(stage, text("http://127.0.0.1:1", ["counter"] * 3), Counter)).ok
+        assert len(set(stage.front.service.world.plugins) - set(before)) == 1
+        assert len(set(before)) == 2
+
+
 async def test_a_plugin_that_left_and_came_back(tmp_path: Path) -> None:
     async with app() as it, front(counting(), tmp_path, of(Counter)) as stage:
         line = await stage.connect()
