@@ -373,8 +373,10 @@ def new_exchange(connection: Connection, request: Request | None) -> Exchange:
 
 def scheme_of(request: Request, client: Client) -> str:
     """What the client typed: as the connection says, or as a trusted proxy in front of frontd does."""
-    said = request.headers.text(b"x-forwarded-proto").lower() if client.is_trusted_proxy else ""
-    return said if said in ("http", "https") else client.scheme
+    said = set(request.headers.tokens(b"x-forwarded-proto")) if client.is_trusted_proxy else set()
+    if len(said) > 1:  # one of them may be the client's: what is kept for https is then not given
+        return "http"
+    return "https" if said == {b"https"} else "http" if said == {b"http"} else client.scheme
 
 
 # ---------------------------------------------------------------------------------------------------- exchanges

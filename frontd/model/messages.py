@@ -198,13 +198,15 @@ class Response:
     def __repr__(self) -> str:
         return f"<Response {self.status} {'streamed' if self.body is None else f'{len(self.body)} bytes'}>"
 
-    def capture(self, max_bytes: int, then: Callable[[Response], None]) -> None:
+    def capture(
+        self, max_bytes: int, then: Callable[[Response], None], dropped: Callable[[], None] | None = None
+    ) -> None:
         """In `admit_response`: call `then` with a copy of the whole answer as of the end of that phase.
 
         It is called when the app's answer is complete, and never when the answer breaks off, is longer than `max_bytes`
-        or is replaced.
+        or is replaced.  `dropped` is called as soon as it turns out to be too long.
         """
-        self.captures.append(Capture(max_bytes, then))
+        self.captures.append(Capture(max_bytes, then, dropped))
 
 
 @dataclass(slots=True)
@@ -213,6 +215,7 @@ class Capture:
 
     max_bytes: int
     then: Callable[[Response], None]
+    dropped: Callable[[], None] | None = None
     where: str = ""
 
 

@@ -104,6 +104,9 @@ class Refuse:
         if known is None:
             raise ValueError(f"there is no reason {self.reason!r}; docs/errors.md lists them")
         object.__setattr__(self, "word", known)
+        object.__setattr__(self, "headers", tuple(self.headers))  # once: it may be a generator
+        if self.retry_after is not None and (type(self.retry_after) is not int or self.retry_after < 0):
+            raise ValueError(f"retry_after is a number of seconds, not {self.retry_after!r}")
 
 
 _BY_WORD = {reason.word: reason for reason in Reason}

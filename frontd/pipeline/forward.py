@@ -57,11 +57,15 @@ class Downstream(Protocol):
 
 # ---------------------------------------------------------------------------------------------------- fields
 
-# Fields that say who the client is: never believed from a stranger, nor with "_" for "-" (one name to CGI-style apps).
+# Fields that say who the client is or how it came, beside all that begin with "x-forwarded-": never believed from a
+# stranger, nor with "_" for "-" (one name to CGI-style apps).  The first two rows are of RFC 7239 and of proxies and
+# CDNs, the third is what frameworks take for the scheme and host of the URL, the last for who has logged on.
 CLIENT_FIELDS = frozenset(
     (
-        b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port",
-        b"x-forwarded-server", b"x-forwarded-prefix", b"x-real-ip",
+        b"forwarded", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"client-ip", b"true-client-ip",
+        b"cf-connecting-ip", b"fastly-client-ip",
+        b"x-scheme", b"x-url-scheme", b"front-end-https", b"x-host", b"x-original-host", b"x-http-host-override",
+        b"remote-user", b"remote-groups",
     )
 )  # fmt: skip
 # What frontd says itself of every request: its framing, who has logged on.  These fields never pass.
@@ -69,6 +73,7 @@ NOT_PASSED = HOP_BY_HOP | IDENTITY_FIELDS | {b"host", b"expect", b"content-lengt
 CONTINUED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"via"))
 SEALED = HOP_BY_HOP | {b"content-length", b"expect"}
 VIA = b"1.1 frontd"
+UNKNOWN = "unknown"
 MOST_PASSES = 10  # frontd before frontd before frontd is legitimate; more is a target that leads back (RFC 9110 7.6)
 
 
@@ -90,7 +95,7 @@ def upstream_headers(request: Request, client: Client, schemes: frozenset[bytes]
             continue
         if name in CONTINUED:
             continued.setdefault(name, []).append(item[2])
-        elif name != b"authorization" or item[2].partition(b" ")[0].lower() not in schemes:
+        elif name != b"authorization" or not _is_consumed(item[2], schemes):
             items.append(item)
     via = continued.get(b"via", ())
     if sum(value.count(VIA) for value in via) >= MOST_PASSES:
@@ -110,7 +115,15 @@ def upstream_headers(request: Request, client: Client, schemes: frozenset[bytes]
 def _passes(name: bytes, of_trusted_proxy: bool) -> bool:
     """Whether a field may go to the app, by its lower-case name."""
     normal = normal_name(name)
-    return name not in NOT_PASSED and normal not in NOT_PASSED and (of_trusted_proxy or normal not in CLIENT_FIELDS)
+    if name in NOT_PASSED or normal in NOT_PASSED:
+        return False
+    return of_trusted_proxy or not (normal in CLIENT_FIELDS or normal.startswith(b"x-forwarded-"))
+
+
+def _is_consumed(credentials: bytes, schemes: frozenset[bytes]) -> bool:
+    """Whether a value of ``Authorization`` is, or hides in a list of several, credentials of one of `schemes`."""
+    parts = [part.split(None, 1) for part in credentials.split(b",")] if schemes else []
+    return any(part[0].lower() in schemes for part in parts if part)
 
 
 def _joined(continued: dict[bytes, list[bytes]], name: bytes, *more: bytes) -> bytes:
@@ -157,15 +170,18 @@ def _forwarded(request: Request, client: Client) -> bytes:
 
 def reported_client(headers: Headers, peer: str, trusts: Trusts) -> str:
     """The client's address behind trusted proxies: the rightmost address in X-Forwarded-For (or Forwarded) that is not
-    itself trusted.  A hop that is not an IP address ends the search: what stands left of it is not believed.
+    itself trusted; that of the proxy when none is reported.
 
     A proxy that maintains one of the two fields may let a client's own copy of the other pass: where they disagree,
-    nothing but `peer` is believed.
+    and where a hop is none, the client is ``unknown`` (RFC 7239 6.2).  That is no address that a rule could let in, as
+    the proxy's own may be.
     """
     named = [hop.decode("latin-1") for hop in headers.tokens(b"x-forwarded-for")]
     standard = [_forwarded_for(element) for element in headers.tokens(b"forwarded")]
     found = {_believed(hops, peer, trusts) for hops in (named, standard) if hops}
-    return found.pop() if len(found) == 1 else peer
+    if len(found) > 1:
+        return UNKNOWN
+    return found.pop() if found else peer
 
 
 def _believed(hops: list[str], peer: str, trusts: Trusts) -> str:
@@ -173,7 +189,7 @@ def _believed(hops: list[str], peer: str, trusts: Trusts) -> str:
     for hop in reversed(hops):
         address = plain_address(hop)
         if address is None:
-            break
+            return UNKNOWN
         believed = address
         if not trusts(address):
             break

@@ -5,9 +5,11 @@ Invariant: whatever plugins did to the fields of an answer, its framing is ours 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import HOP_BY_HOP, Headers
-from frontd.model.messages import Exchange, Response
+from frontd.model.messages import Capture, Exchange, Response
 from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
 from frontd.net.traps import fault_of, task_lane
 from frontd.pipeline.admission import Answer
@@ -139,9 +141,10 @@ def framed(headers: Headers, received: Headers) -> Headers:
 class Captured:
     """The whole of an answer, collected while it passes, for whoever asked for it in `admit_response`."""
 
-    __slots__ = ("_headers", "_parts", "_reason", "_size", "_status", "_wants")
+    __slots__ = ("_faults", "_headers", "_parts", "_reason", "_size", "_status", "_wants")
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, exchange: Exchange) -> None:
+        response, self._faults = exchange.response, exchange.faults
         # as of now: what happens to the answer on its way out is not kept
         self._status, self._reason, self._headers = response.status, response.reason, response.headers.copy()
         self._wants = response.captures  # the list itself: who asked sees that an answer got too long
@@ -151,19 +154,25 @@ class Captured:
     def add(self, part: bytes) -> None:
         """One part of the body has passed."""
         self._size += len(part)
-        if self._wants and self._size > max(want.max_bytes for want in self._wants):
-            self._wants.clear()
-            self._parts.clear()
+        if too_long := [want for want in self._wants if want.max_bytes < self._size]:
+            self._wants[:] = [want for want in self._wants if want.max_bytes >= self._size]
+            for want in too_long:
+                if want.dropped is not None:
+                    self._call(want, want.dropped)
         if self._wants:
             self._parts.append(part)
+        else:
+            self._parts.clear()
 
-    def complete(self, exchange: Exchange) -> None:
+    def complete(self) -> None:
         """The answer is complete: hand out copies."""
         body = b"".join(self._parts)
         for want in self._wants:
-            if self._size <= want.max_bytes:
-                try:
-                    want.then(Response(self._status, self._headers.copy(), body, reason=self._reason))
-                except BaseException as error:  # after forwarding, plugins fail soft; nothing waits here
-                    fault = fault_of(error) or RuntimeError("it raised a cancellation")
-                    exchange.faults.append((f"{want.where} (capture)", fault))
+            self._call(want, want.then, Response(self._status, self._headers.copy(), body, reason=self._reason))
+
+    def _call(self, want: Capture, function: Callable[..., None], *answer: Response) -> None:
+        try:
+            function(*answer)
+        except BaseException as error:  # after forwarding, plugins fail soft; nothing waits here
+            fault = fault_of(error) or RuntimeError("it raised a cancellation")
+            self._faults.append((f"{want.where} (capture)", fault))

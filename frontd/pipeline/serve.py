@@ -297,7 +297,7 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
             return NamedFile(head.status, sent)
         sent.remove(b"x-sendfile")
     if response is not None:
-        captured = Captured(response) if response.captures else None
+        captured = Captured(exchange) if response.captures else None
         await rewritten(exchange, phases)
         exchange.status, headers = response.status, framed(response.headers, headers)
     phrase = head.reason if exchange.status == head.status else PHRASES.get(exchange.status, b"")
@@ -311,7 +311,7 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         part = upstream.body_now()
         if isinstance(part, End):
             if captured is not None:
-                captured.complete(exchange)
+                captured.complete()
             done = down.finish(announced_trailers(head.headers, part.trailers))
             break
         if part is None:

@@ -80,10 +80,7 @@ def ondemand_pools(config: Config, previous: World | None) -> OnDemandPools:
         except CertificateProblem as error:
             raise ValueError(str(error)) from None
 
-    if previous is None:
-        return OnDemandPools(make)
-    previous.ondemand.make = make
-    return previous.ondemand
+    return previous.ondemand.following(make) if previous else OnDemandPools(make)
 
 
 # ---------------------------------------------------------------------------------------------------- TLS

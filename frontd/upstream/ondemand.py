@@ -1,7 +1,7 @@
 """Pools for targets that no configuration names, made when a plugin routes to one.
 
 Bounded: at `MOST` pools the one that was asked for longest ago leaves (its exchanges finish).  The pools are State and
-stay over a reload; `make` is replaced then, so that new ones follow the new configuration.
+stay over a reload (`following`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ class OnDemandPools:
         self.make = make
         self.start: Callable[[Pool], None] | None = None
         self._pools: dict[str, Pool] = {}
+
+    def following(self, make: Callable[[str], Pool]) -> OnDemandPools:
+        """The same pools, for a configuration of which new ones are made by `make`."""
+        other = OnDemandPools(make)
+        other.start, other._pools = self.start, self._pools
+        return other
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())

@@ -133,8 +133,8 @@ async def test_fields_with_an_underscore_are_dropped_and_counted(tmp_path: Path)
         ("127.0.0.0/8", "6.6.6.6, 203.0.113.9", "203.0.113.9"),  # the rightmost that is not trusted
         ("127.0.0.0/8, 10.0.0.0/8", "6.6.6.6, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
         ("127.0.0.0/8, 10.0.0.0/8", "10.9.9.9, 10.1.2.3", "10.9.9.9"),  # all trusted: the one furthest away
-        ("127.0.0.0/8", "6.6.6.6, not-an-address", "127.0.0.1"),
-        ("127.0.0.0/8", "203.0.113.8", "127.0.0.1"),  # the two fields disagree: neither is believed
+        ("127.0.0.0/8", "6.6.6.6, not-an-address", "unknown"),  # and never the address of the proxy
+        ("127.0.0.0/8", "203.0.113.8", "unknown"),  # the two fields disagree: neither is believed
         ("127.0.0.0/8", "[2001:db8::1]:80", "2001:db8::1"),
         ("192.0.2.0/24", "6.6.6.6", "127.0.0.1"),
     ],

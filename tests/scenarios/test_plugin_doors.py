@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,19 +221,21 @@ async def test_a_wrong_answer_opens_nothing(tmp_path: Path, hook: str, deliver: 
     values = [*WRONG, *(value for other in RIGHT if other != hook for value in RIGHT[other])]
     values = [value for value in values if type(value) not in SPECS[hook].returns]
     values = [*values, *RIGHT[hook]] if deliver is never else values
-    async with app(SECRET) as it:
-        for value in values:
-            bad = made("broken", **{hook: deliver(value)})
-            async with plugged(tmp_path, it.url, bad, GUARD) as stage:
-                line = await stage.connect()
-                for logon in ([], [ALICE]):  # whoever logs on gets no further
-                    head, body = await line.get("/", *logon)
-                    not_asked = hook in ("route", "cache_lookup") and not logon
-                    assert status(head) == (401 if not_asked else 500), (value, logon)
-                    assert b"secret" not in body
-                assert f": plugin broken.{hook}: " in await told(stage), value
-                (tmp_path / "error.log").unlink()
+    now: list[object] = [None]
+    bad = made("broken", **{hook: lambda self, exchange: deliver(now[0])(self, exchange)})
+    faults = 0
+    async with app(SECRET) as it, plugged(tmp_path, it.url, bad, GUARD) as stage:
+        line = await stage.connect()
+        for now[0] in values:
+            for logon in ([], [ALICE]):  # whoever logs on gets no further
+                head, body = await line.get("/", *logon)
+                not_asked = hook in ("route", "cache_lookup") and not logon
+                assert status(head) == (401 if not_asked else 500), (now, logon)
+                assert b"secret" not in body
+                faults += not not_asked
         assert it.heads == []
+        told_of = set(re.findall(rf" request (\d+): plugin broken\.{hook}: ", await told(stage)))
+        assert len(told_of) == faults
 
 
 async def test_a_hook_may_fail_with_a_reason(tmp_path: Path) -> None:
