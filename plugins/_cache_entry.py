@@ -1,7 +1,8 @@
 """What the response cache keeps, under which key, and what a request asks of it.
 
 Invariant: everything of a request that an app may go by, and that the cache allows, is in the key: site, scheme,
-authority, canonical path and query, and what a trusted proxy says of them.  A request with anything else that changes
+authority, canonical path and query, and what a trusted proxy says of them (from anybody else that does not reach
+an app).  A request with anything else that changes
 what it means (`OBSTACLES`) passes by.  The destination chooses among what is stored of one URL.
 """
 
@@ -30,10 +31,19 @@ OBSTACLES = frozenset(
 _WISHES = frozenset((b"cache-control", b"pragma"))
 _CONDITIONS = frozenset((b"if-none-match", b"if-modified-since"))
 
-# What apps make links and redirects of; from anybody but a trusted proxy it does not reach them.
-_FORWARDED = (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix")
-_QUOTED = rb'"(?:[^"\\]|\\.)*"'
-_FOR_AND_BY = re.compile(rb"(?i)(" + _QUOTED + rb")|\b(?:for|by)=(?:" + _QUOTED + rb'|[^;,"]*)')
+# What a trusted proxy says of the URL and of who asks, beside all that begins with "x-forwarded-": apps make links and
+# redirects of it.  From anybody else it does not reach them.
+_FORWARDED = frozenset(
+    (
+        b"forwarded", b"x-scheme", b"x-url-scheme", b"front-end-https", b"x-host", b"x-original-host",
+        b"x-http-host-override", b"remote-user", b"remote-groups",
+    )
+)  # fmt: skip
+_QUOTED = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# A quote that is never closed reaches to the end, and is looked at once: the time is proportional to the length.
+_FOR_AND_BY = re.compile(
+    rb"(" + _QUOTED + rb')|\b(?:for|by)=(?:' + _QUOTED + rb'|[^;,"]*+)|(".*)', re.IGNORECASE | re.DOTALL
+)
 
 # Fields of one connection or of one client (RFC 9111 3.1, RFC 9110 11), which no answer that is kept has.
 # Content-Length and Age are made anew.
@@ -137,10 +147,17 @@ def url_of(exchange: frontd.Exchange) -> Url:
 
 
 def _said_by_proxy(headers: frontd.Headers) -> tuple[bytes, ...]:
-    """What a trusted proxy says of the URL, without whom it says it of."""
-    fields = [b",".join(headers.get_all(name)) for name in _FORWARDED]
-    rest = _FOR_AND_BY.sub(rb"\1", b",".join(headers.get_all(b"forwarded")))
-    return *fields, rest if rest.strip(b";, \t") else b""
+    """What a trusted proxy says of the URL, without whom it says it of: ``name:value`` for each name."""
+    said: dict[bytes, list[bytes]] = {}
+    for name, _, value in headers:
+        like = name.translate(_LIKE_CGI)
+        if like in _FORWARDED or (like.startswith(b"x-forwarded-") and like != b"x-forwarded-for"):
+            said.setdefault(name, []).append(value)
+    if b"forwarded" in said:
+        rest = _FOR_AND_BY.sub(rb"\1\2", b",".join(said.pop(b"forwarded")))
+        if rest.strip(b";, \t"):
+            said[b"forwarded"] = [rest]
+    return tuple(b"%s:%s" % (name, b",".join(said[name])) for name in sorted(said))
 
 
 def url_size(url: Url) -> int:
