@@ -1,9 +1,8 @@
 """What the response cache keeps, under which key, and what a request asks of it.
 
 Invariant: everything of a request that an app may go by, and that the cache allows, is in the key: site, scheme,
-authority, canonical path and query, and what a trusted proxy says of them (from anybody else that does not reach
-an app).  A request with anything else that changes
-what it means (`OBSTACLES`) passes by.  The destination chooses among what is stored of one URL.
+authority, canonical path and query, and what a trusted proxy says of them (from anybody else that does not reach an
+app).  A request with anything else that changes what it means (`OBSTACLES`) passes by.  The destination chooses among what is stored of one URL.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ class ResponseCache(frontd.Plugin):
         decision = self._decide(trail, response)
         if not decision.refusal:
             trail.stores = True
-            response.capture(self._longest(), partial(self._keep, trail))
+            response.capture(self._longest(), partial(self._keep, trail), partial(self._cannot_store, trail))
             return
         trail.detail = trail.detail or decision.refusal
         if response.status < 500:
@@ -324,8 +324,6 @@ class ResponseCache(frontd.Plugin):
                 del self._fetches[trail.url]
         if trail.is_unsafe and trail.response is None and exchange.attempts:  # the app may have done it all the same
             self._invalidate(trail.url)
-        if trail.stores and trail.response is not None and not trail.response.captures:  # longer than what is stored
-            self._cannot_store(trail)
         # An app that failed would fail the next too; a client that left says nothing: then one of the others leads on.
         failed = exchange.reason is not None and exchange.reason.source.value != "downstream"
         self._end_flight(trail, gave_up=failed)

@@ -64,7 +64,8 @@ def reasons_part() -> str:
 
 
 def shown_status(reason: Reason) -> str:
-    return str(reason.status) if reason.status else "–"
+    usual = str(reason.status) if reason.status else "–"
+    return f"{usual}; the filter may choose another" if reason is Reason.Rejected else usual
 
 
 def heading_of(reason: Reason) -> str:

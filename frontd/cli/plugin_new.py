@@ -5,7 +5,10 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import shlex
+import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -45,7 +48,7 @@ class @CLASS@(frontd.Plugin):
 '''
 
 FILTER_TEST = '''\
-"""Run it with pytest."""
+"""Run it with pytest, of the environment that has frontd: python -m pytest."""
 
 from __future__ import annotations
 
@@ -120,7 +123,7 @@ class @CLASS@(frontd.Plugin):
 '''
 
 AUTHENTICATOR_TEST = '''\
-"""Run it with pytest."""
+"""Run it with pytest, of the environment that has frontd: python -m pytest."""
 
 from __future__ import annotations
 
@@ -240,10 +243,26 @@ def write(files: dict[Path, str]) -> None:
         raise Failure(f"cannot write {error.filename or path}: {error.strerror}") from None
 
 
+def python_command() -> str:
+    """How to call the interpreter that runs this, from here: `pytest` alone may be one that knows nothing of frontd."""
+    found, ours = shutil.which("python"), sys.executable
+    if not ours or (found and os.path.dirname(found) == os.path.dirname(ours)):  # a virtual environment that is active
+        return "python"
+    here = os.path.relpath(ours)
+    return ours if here.startswith(os.pardir) else here
+
+
 def next_steps(name: str, directory: Path, settings: str) -> str:
     """What to do with the files, as text."""
-    return f"""Try it:
-  pytest {directory / f"test_{name}.py"}
+    python = shlex.quote(python_command())
+    commands = [f"{python} -m pytest {shlex.quote(str(directory / f'test_{name}.py'))}"]
+    heading = "Try it"
+    if find_spec("pytest") is None:
+        heading += " (pytest is not in the environment that has frontd)"
+        commands.insert(0, f"{python} -m pip install pytest")
+    tried = "\n".join(f"  {command}" for command in commands)
+    return f"""{heading}:
+{tried}
 
 Arm it, in frontd.yaml:
   plugins_dir: {os.path.abspath(directory)}

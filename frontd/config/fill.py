@@ -7,8 +7,9 @@ with the place of the value.  Parts within parts are filled one by one, so that 
 
 from __future__ import annotations
 
+import json
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -19,7 +20,7 @@ from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.model import Config, Listen, LogFile, M, Part, Pool, Route, Site, Target, Tls, TlsHost
 from frontd.config.plugins import Discover, no_plugins
 from frontd.config.problems import Source
-from frontd.config.units import nearest
+from frontd.config.units import clip, nearest
 from frontd.model.urlprefix import UrlPrefix
 
 NOT_IN_THIS_VERSION: Mapping[type[Part], frozenset[str]] = {
@@ -230,18 +231,25 @@ def translate(room: Room, node: MapNode, detail: Any) -> None:
         elif isinstance(where, ListNode) and isinstance(step, int) and step < len(where.items):
             where = where.items[step]
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "too_short" and isinstance(where, ListNode) and where.items:
+    if kind == "too_short" and isinstance(where, ListNode) and len(where.items) >= context["min_length"]:
         return  # pydantic counts what is right; what is wrong has its own error
     if kind == "missing":
-        complain(room, where, f"the key `{detail['loc'][-1]}` is missing")
+        name = detail["loc"][-1]
+        what = f"the item [{name}]" if isinstance(name, int) else f"the key `{name}`"
+        complain(room, where, f"{what} is missing")
     elif kind == "too_short":
-        complain(room, where, "at least one is needed")
+        least = context["min_length"]
+        complain(room, where, "at least one is needed" if least == 1 else f"at least {least} are needed")
+    elif kind == "too_long":
+        complain(room, where, f"at most {context['max_length']} are allowed")
     elif kind in _BOUNDS:
         complain(room, where, f"must be {_BOUNDS[kind][0]} {_number(context[_BOUNDS[kind][1]])}, not {_shown(where)}")
+    elif kind in _TEXTS:
+        complain(room, where, f"{_TEXTS[kind](context)} is expected, not {_given(where)}")
     elif kind == "value_error":
-        complain(room, where, str(context["error"]), getattr(context["error"], "hint", ""))
+        complain(room, where, _about_a_value(str(context["error"]), where), getattr(context["error"], "hint", ""))
     else:
-        complain(room, where, str(detail["msg"]))
+        complain(room, where, str(detail["msg"]), _instead(kind, where))
 
 
 _BOUNDS = {
@@ -250,11 +258,55 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+_TEXTS: Mapping[str, Callable[[Any], str]] = {
+    "literal_error": lambda context: str(context["expected"]),
+    "enum": lambda context: str(context["expected"]),
+    "string_too_short": lambda context: f"a text of at least {_characters(context['min_length'])}",
+    "string_too_long": lambda context: f"a text of at most {_characters(context['max_length'])}",
+    "string_pattern_mismatch": lambda context: f"a text that matches {context['pattern']}",
+}
+_LISTS = frozenset({"tuple_type", "list_type", "set_type", "frozen_set_type"})
+MAX_HINT = 80  # characters of a value that a hint repeats
+_MAPS = frozenset({"dict_type", "model_type", "model_attributes_type"})
 
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
+def _characters(count: int) -> str:
+    return f"{count} character{'' if count == 1 else 's'}"
+
+
 def _shown(node: Node) -> str:
     return str(node.scalar) if isinstance(node, ScalarNode) else node.what
+
+
+def _given(node: Node) -> str:
+    return clip(str(node.scalar)) if isinstance(node, ScalarNode) and not node.is_null else node.what
+
+
+def _about_a_value(sentence: str, node: Node) -> str:
+    """What a field type says of its value; a type that reads words has nothing sensible to show of a list or a map."""
+    expected, found, rest = sentence.partition(" is expected")
+    is_word = isinstance(node, ScalarNode) and not node.is_null
+    is_ours = found and (not rest or rest.startswith(", not "))
+    return f"{expected}{found}, not {node.what}" if is_ours and not is_word else sentence
+
+
+def _instead(kind: str, node: Node) -> str:
+    """What was probably meant, where YAML makes it easy to write something else; empty: there is no telling."""
+    if isinstance(node, ScalarNode) and not node.is_null:
+        word, key = str(node.scalar), node.path.rpartition(".")[2]
+        if kind in _LISTS and len(word) <= MAX_HINT:
+            return f"write [{json.dumps(word, ensure_ascii=False)}]"
+        if kind in _MAPS and word.lower() in ("true", "yes", "on") and not key.endswith("]"):
+            return f"write {key}: {{}}"
+        if kind in _MAPS and word.lower() in ("false", "no", "off") and not key.endswith("]"):
+            return f"leave {key} out"
+    if kind == "string_type" and isinstance(node, MapNode) and len(node.values) == 1:
+        ((key, value),) = node.values.items()
+        text = f"{key}: {value.scalar}" if isinstance(value, ScalarNode) and not value.is_null else ""
+        if text and len(text) <= MAX_HINT and not getattr(value, "secret", False):
+            return f"quote it: {json.dumps(text, ensure_ascii=False)}"
+    return ""

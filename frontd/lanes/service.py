@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import traceback
+import types
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
@@ -54,13 +56,23 @@ class Service:
 
     def log_fault(self, what: str, error: BaseException, secrets: Iterable[str] = ()) -> None:
         """A fault of our own or of a plugin, with its traceback; `secrets` are covered, wherever they stand."""
-        text = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(type(error), error, _from_outside(error)))
         for secret in secrets:
             text = text.replace(secret, "***")
         for line in text.splitlines():
             self.log.remark(f"{what}: {line}")
 
 
+def _from_outside(error: BaseException) -> types.TracebackType | None:
+    """The traceback of `error` from the first place on that is not our own: a plugin's; all of it when there is
+    none."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        found = found.tb_next
+    return found or error.__traceback__
+
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 CREDENTIALS = (b"authorization", b"proxy-authorization", b"cookie")
 SHORTEST_SECRET = 4  # characters; what is shorter stands in any text by chance
 

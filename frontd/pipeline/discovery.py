@@ -23,7 +23,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
+import stat
 import sys
 import traceback
 import types
@@ -163,15 +165,16 @@ def _files_of(plugins_dir: Path | None, faults: list[str]) -> Iterable[Path]:
     try:
         paths = sorted(path for path in plugins_dir.iterdir() if path.suffix == ".py")
     except OSError as error:
-        faults.append(f"plugins_dir {plugins_dir}: {error.strerror}")
+        faults.append(f"{plugins_dir}: {error.strerror}")
         return ()
     skipped = ("_", "test_", "conftest.")
     return [path for path in paths if not path.name.startswith(skipped)]
 
 
 def _digest(path: Path) -> bytes:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
+    try:  # without waiting: a path that was a file once may be a FIFO now
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return hashlib.sha256(file.read()).digest() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError:
         return b""
 
@@ -268,6 +271,9 @@ def place_of(plugin: type) -> str:
 def _class_faults(plugin: type[Plugin], place: str) -> Iterator[str]:
     if not _WORD.fullmatch(str(plugin.name)):
         yield f"{place}: {plugin.__name__}.name is the word for the configuration: lower-case letters, digits and _"
+    for name, value in vars(plugin).items():
+        if isinstance(value, type) and name != "Settings" and _alike(name, "settings"):
+            yield f"{place}: {plugin.__name__}.{name} is not asked for anything; did you mean Settings?"
     settings: object = plugin.Settings
     if not (isinstance(settings, type) and issubclass(settings, Settings)):
         yield f"{place}: {plugin.__name__}.Settings is a subclass of frontd.Settings"
@@ -296,16 +302,45 @@ def _method_faults(plugin: type[Plugin]) -> Iterator[str]:
             names = list(inspect.signature(function).parameters)
             if name in SPECS:
                 yield from _hook_faults(name, value, names, where)
+            elif name in _SHAPES:
+                yield from _own_faults(name, value, names, where)
             elif name not in _OWN:
-                guess = nearest(name, SPECS)
-                if (guess and _alike(name, guess)) or _SUBJECTS & set(names[1:2]):
-                    meant = f"; did you mean {guess}?" if guess else ""
+                known = [*SPECS, *_SHAPES]
+                alike = [one for one in known if _alike(name, one)]
+                if alike or _SUBJECTS & set(names[1:2]):
+                    begun = [one for one in SPECS if one.startswith(name)]
+                    close = alike[:1] or begun or [guess for guess in [nearest(name, SPECS)] if guess]
+                    meant = f"; did you mean {' or '.join(close)}?" if close else ""
                     yield f"{where} is not a hook{meant} (the name of a helper begins with _)"
 
 
 def _alike(name: str, hook: str) -> bool:
-    """Whether `name` may be a slip of the pen: `nearest` alone also offers words that merely resemble."""
-    return difflib.SequenceMatcher(None, name.lower(), hook).ratio() >= 0.8
+    """Whether `name` may be a slip of the pen and does not merely resemble."""
+    least = 0.8 if hook in SPECS else 0.85  # "checked" is another word than "check"
+    return difflib.SequenceMatcher(None, name.lower(), hook).ratio() >= least
+
+
+# What else frontd calls: its parameters, and how it is defined
+_SHAPES = {
+    "prepare": (["self"], "a plain def"),
+    "run": (["self", "task_status"], "an async def"),
+    "check": (["cls", "settings", "site"], "a classmethod"),
+}
+
+
+def _own_faults(name: str, value: object, names: list[str], where: str) -> Iterator[str]:
+    wanted, kind = _SHAPES[name]
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(value) if callable(value) else value)
+    fine = {
+        "a plain def": not is_async and not isinstance(value, classmethod | staticmethod),
+        "an async def": is_async,
+        "a classmethod": isinstance(value, classmethod),
+    }
+    if not fine[kind]:
+        yield f"{where} is {kind}"
+    elif len(names) != len(wanted) or (name == "run" and names != wanted):
+        shown = ", ".join(wanted).replace("self, task_status", "self, *, task_status")
+        yield f"{where} takes ({shown}), not ({', '.join(names)})"
 
 
 def _hook_faults(name: str, value: object, names: list[str], where: str) -> Iterator[str]:

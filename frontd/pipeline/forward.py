@@ -29,7 +29,6 @@ from frontd.protocol.h1 import NO_TRAILERS, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
 
-PLUGIN_LIMIT = "the `max_bytes` of a plugin"
 PARTS_IN_A_ROW = 4  # of at most 64 KiB, or of as many chunks as are walked at once (25 us each, nearly all h11's)
 
 
@@ -295,13 +294,13 @@ class RequestBody:
             return b""
         self.check_length()
         if (request.content_length or 0) > max_bytes:
-            raise body_too_large(max_bytes, PLUGIN_LIMIT)
+            raise body_too_large(max_bytes, "")
         if not self._is_sent:
             await self._read_to_end(max_bytes)
         elif self._end is None or not self.can_rewind:
             raise RuntimeError("the body is on its way to the app; read it in rewrite_request or earlier")
         if self._size > max_bytes:
-            raise body_too_large(max_bytes, PLUGIN_LIMIT)
+            raise body_too_large(max_bytes, "")
         return b"".join(self._kept)
 
     async def _read_to_end(self, max_bytes: int) -> None:

@@ -176,7 +176,8 @@ async def first(phase: Phase, exchange: Exchange) -> Any:
             if type(answer) not in hook.allows:
                 answer = await _waited_for(hook, answer)
             _fit(answer)
-        except FrontdError:
+        except FrontdError as error:  # a body that is too large, a client that has left
+            error.detail = error.detail or f"in {hook.where}"
             raise
         except BaseException as error:
             if (fault := fault_of(error)) is None:

@@ -147,5 +147,6 @@ def check_limits(site: Site, request: Request, head_size: int) -> None:
 
 
 def body_too_large(limit: int, name: str = "limits.max_body") -> FrontdError:
-    """The refusal (413) of a request body beyond `limit` bytes; it names the key to change."""
-    return FrontdError(Reason.EntityTooLarge, hint=f"The limit is {name} ({limit} bytes).")
+    """The refusal (413) of a request body beyond `limit` bytes; it names the key to change, if there is one."""
+    what = f"{name} ({limit} bytes)" if name else f"{limit} bytes"
+    return FrontdError(Reason.EntityTooLarge, hint=f"The limit is {what}.")

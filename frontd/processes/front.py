@@ -18,9 +18,10 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -66,6 +67,7 @@ class Front:
         self.last_reload: ReloadReport | None = None
         self.state = "starting"  # starting | serving | draining
         self.plugins: Runner | None = None
+        self.stale_files: Callable[[], Sequence[Path]] | None = None  # of plugins: other than what was loaded
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
 
@@ -153,6 +155,9 @@ class Front:
             except Exception as error:  # a fault of ours must not take the running world along
                 report.errors = [f"{type(error).__name__}: {error}"]
                 self.service.log_fault("reload", error)
+            if self.stale_files is not None:
+                stale = await trio.to_thread.run_sync(self.stale_files, abandon_on_cancel=True)
+                report.warnings += [f"plugin file {one} has changed on disk: restart to load it" for one in stale]
             self.last_reload = report
             self.service.log.remark(self._told(report))
             return report

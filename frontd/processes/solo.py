@@ -9,7 +9,7 @@ import gc
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
 import trio
@@ -88,6 +88,7 @@ async def _main(
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             log = front.service.log
+            nursery.start_soon(obey, signals, front, reload_from, nursery)
             # first of all: a plugin may block the loop before anything is served
             await nursery.start(Watchdog(lambda: front.service.world.plugins, log.remark).run)
             await nursery.start(front.run)
@@ -96,24 +97,31 @@ async def _main(
                 fault = front.service.log_fault
                 nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
             if discovery is not None:
+                front.stale_files = lambda: [path for path, _ in discovery.changed()]
                 nursery.start_soon(watch_files, discovery, log.remark)
             gc.collect()
             gc.freeze()
             if ready is not None:
                 sites = len(front.config.sites)
                 ready(f"frontd ready: {', '.join(front.addresses())} ({sites} site{'s' if sites != 1 else ''})")
-            ending = False
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    nursery.start_soon(reload_by_signal, front, reload_from)
-                elif number == signal.SIGUSR1:
-                    front.service.log.reopen()
-                elif not ending:
-                    ending = True
-                    nursery.start_soon(drain_and_stop, front, nursery)
-                else:
-                    nursery.cancel_scope.cancel()
     return 0
+
+
+async def obey(
+    signals: AsyncIterator[int], front: Front, reload_from: Callable[[], Loaded] | None, nursery: trio.Nursery
+) -> None:
+    """Do what signals say, from the first moment on; the one that ends frontd ends `nursery`."""
+    ending = False
+    async for number in signals:
+        if number == signal.SIGUSR1:
+            front.service.log.reopen()
+        elif number == signal.SIGHUP:
+            nursery.start_soon(reload_by_signal, front, reload_from)
+        elif front.is_ready and not ending:
+            ending = True
+            nursery.start_soon(drain_and_stop, front, nursery)
+        else:  # a second one, or nothing serves yet
+            nursery.cancel_scope.cancel()
 
 
 def ignore_signals(*numbers: signal.Signals) -> None:
@@ -130,6 +138,9 @@ async def drain_and_stop(front: Front, nursery: trio.Nursery) -> None:
 
 async def reload_by_signal(front: Front, reload_from: Callable[[], Loaded] | None) -> None:
     """Reload and remark in the log how it went: a signal has nobody to answer to."""
+    if front.state == "starting":
+        front.service.log.remark("SIGHUP: frontd has only just read its configuration")
+        return
     if reload_from is None:
         front.service.log.remark("SIGHUP: this frontd was started without a file to read again")
         return

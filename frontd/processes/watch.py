@@ -37,7 +37,8 @@ async def watch_files(discovery: Discovery, remark: Callable[[str], None]) -> No
     """Remark once for each change of a loaded file: code is loaded at the start only."""
     told: dict[Path, bytes] = {}
     while True:
-        for path, digest in discovery.changed():
+        # in a thread: a file may have become something that blocks, or lie on a drive that does not answer
+        for path, digest in await trio.to_thread.run_sync(discovery.changed, abandon_on_cancel=True):
             if told.get(path) != digest:
                 told[path] = digest
                 remark(f"plugin file {path} has changed on disk: restart frontd to load it")
@@ -81,25 +82,26 @@ class Watchdog:
                     self._remark(f"{culprit} let go of the loop after {(now - since) * 1000:.0f} ms")
                 seen, since, culprit = self._beats, now, ""
             elif now - since >= BLOCKED and not culprit:
-                frame = sys._current_frames().get(loop)
-                culprit = self._culprit(frame) if frame is not None else ""
-                if culprit and frame is not None:
+                culprit, stack = self._culprit(sys._current_frames().get(loop))
+                if culprit:
                     self._remark(f"{culprit} blocks the loop for more than {BLOCKED * 1000:.0f} ms; it stands here:")
-                    for line in "".join(traceback.format_stack(frame, limit=16)).splitlines():
+                    for line in "".join(stack).splitlines():
                         self._remark(line)
 
-    def _culprit(self, frame: FrameType | None) -> str:
-        """The plugin whose function is innermost on the stack, as ``plugin NAME.hook``; empty: none."""
+    def _culprit(self, frame: FrameType | None) -> tuple[str, list[str]]:
+        """The plugin whose function is innermost on the stack, as ``plugin NAME.hook``, and the stack from there on;
+        empty: none."""
         by_code = {
             code: f"plugin {plugin.name}.{name}"
             for plugin in self._plugins()
             for name, code in _functions(type(plugin))
         }
+        top, depth = frame, 1
         while frame is not None:
             if frame.f_code in by_code:
-                return by_code[frame.f_code]
-            frame = frame.f_back
-        return ""
+                return by_code[frame.f_code], traceback.format_stack(top, limit=depth)
+            frame, depth = frame.f_back, depth + 1
+        return "", []
 
 
 def _functions(plugin: type[Plugin]) -> Iterator[tuple[str, object]]:

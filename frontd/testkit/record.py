@@ -1,4 +1,4 @@
-"""What a site under test has to tell: the entries of its logs, remarks, and what plugins raised."""
+"""What a site under test has to tell: the entries of its logs, what plugins remarked, and what they raised."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import World
 from frontd.testkit.messages import Entry
 
+BY_PLUGIN = "plugin "  # how a remark of a plugin begins, which is then named
+
 
 @dataclass(slots=True)
 class Record:
-    """Everything noted so far, newest last.  `unseen` are the faults that no answer and no entry tells of."""
+    """Everything noted so far, newest last.  `unseen` are the faults since the test looked at them."""
 
     entries: list[Entry] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -31,12 +33,6 @@ class Record:
         self.unseen.append(text)
         sys.stderr.write(text)
 
-    def note(self, entry: Entry, faults: int) -> None:
-        """Keep an entry that came with `faults` faults; a refusal that is due to a fault is seen by the test."""
-        self.entries.append(entry)
-        if entry.reason == Reason.PluginFault.word and faults:
-            del self.unseen[-faults:]
-
     def check(self) -> None:
         """Raises `AssertionError` when there is an unseen fault."""
         if self.unseen:
@@ -44,7 +40,7 @@ class Record:
 
 
 class KeptLog(LogWriter):
-    """A log that writes nothing; remarks go to the record."""
+    """A log that writes nothing; what plugins remark goes to the record."""
 
     def __init__(self, record: Record) -> None:
         off = LogFile(to="off", format="w3c")
@@ -52,8 +48,9 @@ class KeptLog(LogWriter):
         self._record = record
 
     def remark(self, text: str) -> None:
-        """Keep a message of the server or of a plugin."""
-        self._record.remarks.append(text)
+        """Keep a message of a plugin; those of the server (``serving: …``, ``reloaded: …``) would be in its way."""
+        if text.startswith(BY_PLUGIN):
+            self._record.remarks.append(text)
 
 
 class KeptService(Service):
@@ -66,12 +63,12 @@ class KeptService(Service):
     def log_exchange(self, exchange: Exchange, seconds: float) -> None:
         """Count an exchange and keep its entry."""
         super().log_exchange(exchange, seconds)
-        self._record.note(Entry.of(exchange, seconds), len(exchange.faults))
+        self._record.entries.append(Entry.of(exchange, seconds))
 
     def log_connection(self, client: Client, reason: Reason, detail: str) -> None:
         """Count a connection that ended without an exchange, and keep its entry."""
         super().log_connection(client, reason, detail)
-        self._record.note(Entry.of_connection(client, reason, detail), 1)
+        self._record.entries.append(Entry.of_connection(client, reason, detail))
 
     def log_fault(self, what: str, error: BaseException, secrets: Iterable[str] = ()) -> None:
         """Keep a fault with its traceback."""

@@ -105,15 +105,16 @@ class SiteUnderTest:
 
     @property
     def remarks(self) -> list[str]:
-        """What the server and the plugins had to say, newest last."""
+        """What plugins remarked, newest last: ``plugin NAME of the site test: TEXT``, without ``of the site test`` for
+        one of the whole server."""
         return self._record.remarks
 
     @property
     def errors(self) -> list[str]:
         """What plugins raised, with tracebacks.  They also go to stderr, which pytest shows when a test fails.
 
-        A fault after which the exchange goes on, as one in `rewrite_response` or `log`, would be seen by nobody: it
-        fails the test at the end, unless the test has looked here.
+        A fault fails the test at the end, unless the test has looked here after it: also one that was answered with
+        500, since a test that asks only whether something was refused would not notice.
         """
         self._record.unseen.clear()
         return self._record.faults
@@ -160,7 +161,7 @@ class SiteUnderTest:
         await self._loop.nursery.start(self._front.run)
 
     def check(self) -> None:
-        """Raises `AssertionError` when a plugin failed and the test cannot have seen it."""
+        """Raises `AssertionError` when a plugin failed and the test did not look at `errors` afterwards."""
         self._loop.settle()
         self._record.check()
 

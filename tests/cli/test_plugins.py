@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,7 +209,46 @@ def test_the_next_steps_can_be_followed(
     facts = {one["plugin"]: one for one in listed(runner)}
     assert facts["my_first"]["sites"] == ["YOUR_SITE"]
     assert facts["my_first"]["from"].startswith(str(tmp_path / "mine" / "my_first.py"))
-    assert f"pytest {Path('mine/test_my_first.py')}" in result.output
+    (command,) = re.findall(r"^  (.* -m pytest .*)$", result.output, re.MULTILINE)
+    shell = subprocess.run(["sh", "-c", f"{command} -q -p no:cacheprovider"], capture_output=True, text=True)
+    assert shell.returncode == 0, shell.stdout + shell.stderr
+
+
+def interpreter(folder: Path, name: str = "python") -> Path:
+    """An interpreter that is only looked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
+    return file
+
+
+def test_the_test_is_run_by_the_interpreter_that_has_frontd(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by whichever pytest the shell finds first, which may know nothing of frontd."""
+    ours, other = interpreter(tmp_path / "my venv" / "bin"), interpreter(tmp_path / "other")
+    found = []
+    for number, (executable, path) in enumerate([
+        (ours, other.parent),
+        (ours, ours.parent),
+        (interpreter(ours.parent, "python3"), ours.parent),  # `python` beside it is the same
+        (other, tmp_path / "nowhere"),
+        (Path("/usr/bin/python3.99"), ours.parent),
+    ]):  # fmt: skip
+        monkeypatch.setattr(sys, "executable", str(executable))
+        monkeypatch.setenv("PATH", str(path))
+        output = runner.invoke(plugin, ["new", f"my_{number}"]).output
+        found += re.findall(r"^  (.*) -m pytest test_my_\d\.py$", output, re.MULTILINE)
+    assert found == ["'my venv/bin/python'", "python", "python", "other/python", "/usr/bin/python3.99"]
+
+
+def test_a_missing_pytest_is_told(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pip install" not in runner.invoke(plugin, ["new", "my_first"]).output
+    monkeypatch.setitem(sys.modules, "pytest", None)  # as if it could not be imported
+    output = runner.invoke(plugin, ["new", "my_second"]).output
+    assert re.search(r"\n  (.+) -m pip install pytest\n  \1 -m pytest test_my_second\.py\n", output)
+    assert "pytest is not in the environment that has frontd" in output
 
 
 @pytest.mark.parametrize("there", ["mine.py", "test_mine.py"])

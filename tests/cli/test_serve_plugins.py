@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from frontd.cli.children import spawn, stop
+from frontd.cli.root import cli
 
 CONFIG = """
 plugins_dir: plugins
@@ -34,6 +37,13 @@ def files(folder: Path, source: str) -> Path:
 @contextmanager
 def serving(config: Path) -> Iterator[Iterator[str]]:
     """The lines on stderr of a front that serves `config`."""
+    with started(config) as (_, lines):
+        yield lines
+
+
+@contextmanager
+def started(config: Path) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
+    """A front that serves `config`, or is about to, and its lines on stderr."""
     process = spawn(
         [sys.executable, "-m", "frontd", "serve", "-c", str(config)],
         stdout=subprocess.DEVNULL,
@@ -41,7 +51,7 @@ def serving(config: Path) -> Iterator[Iterator[str]]:
     )
     assert process.stderr is not None
     try:
-        yield (line.decode() for line in process.stderr)
+        yield process, (line.decode() for line in process.stderr)
     finally:
         stop([process], grace=0)
         process.stderr.close()
@@ -68,6 +78,25 @@ def test_a_file_that_has_changed_is_told(tmp_path: Path) -> None:
         file.write_text(file.read_text() + "# changed\n")
         told = next(line for line in lines if "changed" in line)
         assert f"{file} has changed on disk: restart frontd to load it" in told
+        socket_path = ["--socket", str(tmp_path / "control.sock")]
+        said = CliRunner().invoke(cli, ["reload", *socket_path])
+        assert f"plugin file {file} has changed on disk: restart to load it" in said.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_does_not_end_can_be_ended(tmp_path: Path, number: int) -> None:
+    source = """
+    import sys
+    class It(frontd.Plugin):
+        name = "it"
+        async def run(self, *, task_status):
+            print("it waits", file=sys.stderr, flush=True)
+            await trio.sleep_forever()
+    """
+    with started(files(tmp_path, source)) as (process, lines):
+        assert any("it waits" in line for line in lines)
+        process.send_signal(number)
+        assert process.wait(10) == 0
 
 
 def test_calls_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +117,6 @@ def test_calls_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             while sock.recv(4096):
                 pass
-        traced = [next(lines) for _ in range(2)]
+        traced = [next(line for line in lines if line.startswith("trace:")) for _ in range(2)]
     assert re.fullmatch(r"trace: a: request \d+ it.filter_request \d+ us waited -> Response\n", traced[0])
     assert re.fullmatch(r"trace: a: request \d+ it.log \d+ us -> None\n", traced[1])

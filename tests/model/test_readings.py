@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from frontd.model.errors import FrontdError
-from frontd.model.readings import LONGEST, MOST, path_readings, unescaped
+from frontd.model.readings import LONGEST, MOST, WORK, path_readings, unescaped
 from frontd.model.urlprefix import canonical_path
 
 
@@ -72,13 +73,31 @@ def test_what_could_be_anything_is_told_as_that(path: str) -> None:
         "/" + "/;%2F..a./" * 400,
         "/" + "%EF%BD%81;." * 360,
         "/" + "//".join(f"a;{'%25' * depth}2F../b." for depth in range(20)),
+        "/a" + "%25" * 690 + "%E9//",
+        "/%2F..%EF%BC%8F%25c3%25a9..%2520" + "%25/." * 800,
+        "/..;/" + "%CCb%EF%BC%85..;/" * 230,
     ],
 )
 def test_the_worst_path_takes_milliseconds(path: str) -> None:
     begun = time.perf_counter()
     readings = path_readings(canonical_path(path))
     assert time.perf_counter() - begun < 0.25  # a few milliseconds, on a machine that has better things to do
-    assert readings is None or len(readings) <= MOST
+    assert readings is None or (len(readings) <= MOST and sum(map(len, readings)) <= WORK)
+
+
+@pytest.mark.parametrize(
+    "path", ["/" + "%E3%81%82" * 455, "/" + "%20" * 1364 + "a", "/;jsessionid=x//" + "a/" * 1000, "/a." + "b" * 4000]
+)
+def test_a_long_path_of_somebody_honest_is_told(path: str) -> None:
+    assert path_readings(canonical_path(path)) is not None
+
+
+@pytest.mark.parametrize("games", [1, 2, 3, 4])
+def test_what_takes_too_much_work_is_not_told(games: int) -> None:
+    """The longest path may have one game, two that end in different lengths are four readings of it."""
+    odd = "".join(("//", ";p/", "%255c", ".%2f")[:games])
+    readings = path_readings(canonical_path("/" + odd + "a" * (LONGEST - 1 - len(odd))))
+    assert (readings is not None) == (games == 1)
 
 
 @given(st.text(st.sampled_from("aA/.%;2fF35cC\\ ?#é\u212a"), max_size=40))
@@ -92,6 +111,17 @@ def test_whatever_it_is_the_path_itself_is_among_the_readings_and_all_are_paths(
         assert path.lower() in readings
         assert all(reading.startswith("/") for reading in readings)
         assert len(readings) <= MOST
+        assert sum(map(len, readings)) <= WORK
+
+
+@given(st.lists(st.sampled_from(["%", "%C3", "%a9", "%25", "%41", "2", "f", "/", "é", "\u212a", "%e2%84%aa"])))
+def test_escapes_are_decoded_as_the_standard_library_does(parts: list[str]) -> None:
+    text = "".join(parts)
+    try:
+        expected = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        expected = unquote(text, "latin-1")
+    assert unescaped(text) == expected
 
 
 def test_escapes_that_are_not_utf8_are_latin1() -> None:

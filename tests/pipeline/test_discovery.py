@@ -109,9 +109,9 @@ def test_what_is_no_python_file_is_left_alone(tmp_path: Path) -> None:
 
 def test_no_directory(tmp_path: Path) -> None:
     assert Discovery().catalogue(None, NOTHING).faults == ()
-    assert found(tmp_path / "none").faults == (f"plugins_dir {tmp_path}/none: No such file or directory",)
+    assert found(tmp_path / "none").faults == (f"{tmp_path}/none: No such file or directory",)
     (tmp_path / "file").write_text("")
-    assert found(tmp_path / "file").faults == (f"plugins_dir {tmp_path}/file: Not a directory",)
+    assert found(tmp_path / "file").faults == (f"{tmp_path}/file: Not a directory",)
 
 
 def test_installed_plugins_are_loaded_when_they_are_named() -> None:
@@ -140,6 +140,16 @@ HEAD = "import frontd; from typing import ClassVar\nclass A(frontd.Plugin):\n   
         ("def authorise(self, x): ...", "4: A.authorise is not a hook; did you mean authorize?"),
         ("def clientclosed(self): ...", "4: A.clientclosed is not a hook; did you mean client_closed?"),
         ("async def log_(self, e): ...", "4: A.log_ is not a hook; did you mean log?"),
+        ("def auth(self, exchange): ...", "4: A.auth is not a hook; did you mean authenticate or authorize?"),
+        ("async def runn(self, *, task_status): ...", "4: A.runn is not a hook; did you mean run?"),
+        ("def prepair(self): ...", "4: A.prepair is not a hook; did you mean prepare?"),
+        ("def run(self, *, task_status): ...", "4: A.run is an async def"),
+        ("async def run(self): ...", "4: A.run takes (self, *, task_status), not (self)"),
+        ("async def prepare(self): ...", "4: A.prepare is a plain def"),
+        ("def check(self, settings, site): ...", "4: A.check is a classmethod"),
+        ("@classmethod\n    def check(cls, settings): ...",
+         "4: A.check takes (cls, settings, site), not (cls, settings)"),
+        ("class Setting(frontd.Settings): ...", "2: A.Setting is not asked for anything; did you mean Settings?"),
         ("def on_request(self, exchange): ...", "4: A.on_request is not a hook; did you mean filter_request?"),
         ("def greet(self, client): ...", "4: A.greet is not a hook"),
         ("@staticmethod\n    def authentcate(exchange): ...",

@@ -69,9 +69,27 @@ def test_malformed_is_not_half_read(value: str) -> None:
     assert refusal("Cache-Control: max-age=60", f"Cache-Control: {value}") == "malformed"
 
 
+def test_how_many_are_read_is_bounded() -> None:
+    assert directives([b",".join([b"a"] * 64)]) == {"a": None}
+    assert directives([b",".join([b"a"] * 65)]) is None
+
+
 def test_several_lines_are_one_list() -> None:
     assert refusal("Cache-Control: max-age=60", "cache-control: no-store") == "no-store"
     assert directives([b"a", b"b=1", b""]) == {"a": None, "b": "1"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a," + " " * 300_000 + "x y", "a" + "\t " * 150_000 + "x", 'a="' + '\\"' * 300_000, "," * 300_000 + "=",
+        "a" * 300_000 + " y", "a=" * 300_000, 'a="",' * 50_000 + "x y", " ," * 150_000 + "x y",
+    ],
+)  # fmt: skip
+def test_what_a_client_makes_long_is_read_once(value: str) -> None:
+    """Time that grows with the square of the length would make minutes of these."""
+    assert directives([value.encode()]) is None
+    assert wishes(fields(f"Cache-Control: {value}")) == Wishes(no_store=True, no_cache=True)
 
 
 ELEMENTS = [

@@ -216,12 +216,15 @@ async def test_what_only_a_trusted_proxy_can_tell_the_app_is_part_of_the_key(tmp
     said = [
         ("X-Forwarded-Host: evil.test",), ("X-Forwarded-Proto: https",), ("X-Forwarded-Port: 1",),
         ("X-Forwarded-Prefix: /x",), ("Forwarded: for=1.2.3.4;proto=https",), ("Forwarded: host=evil.test",),
-        ('Forwarded: host="a;for=1.2.3.4"',), ('Forwarded: host="a;for=5.6.7.8"',),
+        ('Forwarded: host="a;for=1.2.3.4"',), ('Forwarded: host="a;for=5.6.7.8"',), ("X-Forwarded-Ssl: on",),
+        ("X-Forwarded-Scheme: https",), ("X-Forwarded-Protocol: ssl",), ("X-Url-Scheme: https",), ("X-Scheme: https",),
+        ("Front-End-Https: on",), ("X-Host: evil.test",), ("X-Original-Host: evil.test",),
+        ("X-HTTP-Host-Override: evil.test",), ("X-Forwarded-Server: evil.test",), ("X.Forwarded.Host: evil.test",),
     ]  # fmt: skip
     async with cached(tmp_path, extra="trusted_proxies: [127.0.0.1]") as play:
         paths = [("/", *fields) for fields in said]
-        assert await play.hows(("/",), *paths) == ["fwd=uri-miss; stored"] * 9
-        assert await play.hows(("/",), *paths) == ["hit"] * 9
+        assert await play.hows(("/",), *paths) == ["fwd=uri-miss; stored"] * (1 + len(said))
+        assert await play.hows(("/",), *paths) == ["hit"] * (1 + len(said))
         for client in ("X-Forwarded-For: 5.6.7.8", "X-Real-IP: 5.6.7.8", "Forwarded: for=5.6.7.8;by=x, for=y"):
             assert await play.hows(("/", client)) == ["hit"], client  # who asks makes no other page
         assert await play.hows(("/", 'Forwarded: for="[::1]:5;x";proto=https')) == ["hit"]
@@ -229,8 +232,13 @@ async def test_what_only_a_trusted_proxy_can_tell_the_app_is_part_of_the_key(tmp
 
 async def test_what_a_stranger_says_of_the_url_neither_reaches_the_app_nor_parts_the_store(tmp_path: Path) -> None:
     async with cached(tmp_path) as play:
-        assert await play.hows(("/", "X-Forwarded-Host: evil.test"), ("/", "Forwarded: host=evil.test"), ("/",)) == [
-            "fwd=uri-miss; stored", "hit", "hit",
+        said = [
+            "Forwarded: host=evil.test", "X-Forwarded-Host: evil.test", "X-Forwarded-Ssl: on", "X-Host: evil.test",
+            "X-Forwarded-Server: evil.test", "X-Original-Host: evil.test", "X-HTTP-Host-Override: evil.test",
+            "X-Forwarded-Scheme: evil", "X-Forwarded-Protocol: evil", "X-Url-Scheme: evil", "Front-End-Https: evil",
+        ]  # fmt: skip
+        assert await play.hows(*(("/", one) for one in said), ("/",)) == [
+            "fwd=uri-miss; stored", *["hit"] * len(said),
         ]  # fmt: skip
         assert b"evil" not in play.pages.heads[0]
 

@@ -98,7 +98,7 @@ async def test_over_the_limit_of_the_plugin(tmp_path: Path, request_: bytes) -> 
         async with plugged(tmp_path, it.url, reader(1023)) as stage:
             head, body = await (await stage.connect()).ask(request_)
             assert status(head) == 413
-            assert b"`max_bytes` of a plugin (1023 bytes)" in body
+            assert b"The limit is 1023 bytes." in body
             assert stage.reasons == {"EntityTooLarge": 1}
         async with plugged(tmp_path, it.url, reader(1024)) as stage:
             assert status((await (await stage.connect()).ask(request_))[0]) == 200

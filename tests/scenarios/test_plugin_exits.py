@@ -130,13 +130,16 @@ async def test_the_cancellation_of_an_exchange_is_no_fault(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("method", ["check", "prepare", "run"])
 async def test_a_reload_that_exits_keeps_the_old_world(tmp_path: Path, method: str) -> None:
-    def leaves(*args: object, **more: object) -> None:
+    def prepare(self: frontd.Plugin) -> None:
         raise SystemExit(0)
 
-    async def leaves_later(self: frontd.Plugin, *, task_status: object) -> None:
+    def check(cls: type, settings: object, site: object) -> None:
         raise SystemExit(0)
 
-    member = {"check": classmethod(leaves), "prepare": leaves, "run": leaves_later}[method]
+    async def run(self: frontd.Plugin, *, task_status: object) -> None:
+        raise SystemExit(0)
+
+    member = {"check": classmethod(check), "prepare": prepare, "run": run}[method]
     good, bad = made("good"), made("bad", **{method: member})
     async with app() as it, plugged(tmp_path, it.url, good) as stage:
         report = await reload(stage, text(it.url, [bad]), bad)

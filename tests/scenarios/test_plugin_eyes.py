@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from frontd import Exchange, Plugin
 from frontd.net.traps import carry
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.phases import first, freeze
+from frontd.processes import watch
 from frontd.processes.watch import Watchdog, watch_files
 from tests.plugins.exchanges import asked, placed
 from tests.scenarios.plugged import PluginClass, made
@@ -93,7 +95,7 @@ async def test_what_waits_or_runs_in_a_thread_blocks_nobody() -> None:
 
 @pytest.mark.parametrize("change", ["the file", "its helper"])
 async def test_a_changed_file_is_told_once(
-    tmp_path: Path, change: str, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For each content; what was loaded goes on serving."""
     plugin, helper = tmp_path / "mark.py", tmp_path / "_words.py"
@@ -103,15 +105,17 @@ async def test_a_changed_file_is_told_once(
     said: list[str] = []
     discovery = Discovery()
     assert set(discovery.catalogue(tmp_path, frozenset()).kinds) == {"mark"}
+    send, receive = trio.open_memory_channel[str](10)
+    monkeypatch.setattr(watch, "LOOK", 0.001)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_files, discovery, said.append)
-        await trio.sleep(10)
-        assert said == []
-        for number in (1, 2):
-            path.write_text(f"# {number}\n")
-            await trio.sleep(10)
-            assert said == [f"plugin file {path} has changed on disk: restart frontd to load it"] * number
-        path.unlink()
-        await trio.sleep(10)
-        assert len(said) == 3
+        nursery.start_soon(watch_files, discovery, send.send_nowait)
+        with trio.fail_after(10):
+            for number in (1, 2):
+                path.write_text(f"# {number}\n")
+                said.append(await receive.receive())
+            path.unlink()
+            said.append(await receive.receive())
+            os.mkfifo(path)  # whoever read it would stand still
+            assert discovery.changed()
         nursery.cancel_scope.cancel()
+    assert said == [f"plugin file {path} has changed on disk: restart frontd to load it"] * 3

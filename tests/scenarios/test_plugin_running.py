@@ -266,7 +266,7 @@ async def test_a_plugin_is_dropped_in_as_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ("plugins_dir: nowhere", "plugins_dir: plugins_dir {}/nowhere: No such file or directory"),
+        ("plugins_dir: nowhere", "plugins_dir: {}/nowhere: No such file or directory"),
         ("plugins_dir: [a]", "plugins_dir: one value is expected, not a list"),
         ("", "sites.main.plugins[0]: there is no plugin 'mark'"),
     ],

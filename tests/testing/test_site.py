@@ -321,4 +321,7 @@ def test_what_a_plugin_remarks_is_kept() -> None:
             self.remark("here I am")
 
     with site([Talker]) as s:
-        assert any("talker" in text and text.endswith("here I am") for text in s.remarks)
+        assert s.remarks == ["plugin talker of the site test: here I am"]  # and nothing of frontd's own
+        s.reload([])
+        s.reload([Talker], server_plugins=[Talker])
+        assert s.remarks[1:] == ["plugin talker: here I am", "plugin talker of the site test: here I am"]

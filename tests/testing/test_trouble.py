@@ -96,6 +96,15 @@ class Failing(frontd.Plugin):
         self._fail("client_closed")
 
 
+class Gate(frontd.Plugin):
+    """Raises when a connection comes."""
+
+    name = "gate"
+
+    def accept_client(self, client: frontd.Client) -> None:
+        raise RuntimeError("accept_client is broken")
+
+
 def line_of(mark: str) -> str:
     """``file:line`` of the line of this file that ends in a comment."""
     lines = Path(__file__).read_text().splitlines()
@@ -169,15 +178,38 @@ def test_a_fault_that_is_answered_is_in_the_log_and_in_errors(capfd: pytest.Capt
         assert s.get("/").status == 500
         assert s.log[-1].reason == "PluginFault"
         assert s.log[-1].detail == "failing.filter_request: RuntimeError"
-    assert "RuntimeError: filter_request is broken" in s.errors[0]
+        assert "RuntimeError: filter_request is broken" in s.errors[0]
     assert "RuntimeError: filter_request is broken" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("hook", ["rewrite_response", "log", "client_closed"])
-def test_a_fault_that_nobody_would_see_fails_the_test(hook: str) -> None:
+@pytest.mark.parametrize(
+    ("hook", "status"), [("filter_request", 500), ("rewrite_response", 200), ("log", 200), ("client_closed", 200)]
+)
+def test_a_fault_that_nobody_looked_at_fails_the_test(hook: str, status: int) -> None:
+    """Also one that was answered with 500: a test that only asks whether something was refused would not see it."""
     with pytest.raises(AssertionError, match=rf"(?s)a plugin failed.*RuntimeError: {hook} is broken"):
         with site({Failing: {"hook": hook}}) as s:
-            assert s.get("/").status == 200
+            assert s.get("/").status == status
+
+
+def test_a_fault_of_a_connection_that_nobody_looked_at_fails_the_test() -> None:
+    def play() -> None:
+        with site(server_plugins={Gate: None}) as s, s.connect() as c:
+            assert c.closed
+            assert s.log[-1].reason == "PluginFault"
+
+    with pytest.raises(AssertionError, match=r"(?s)a plugin failed.*RuntimeError: accept_client is broken"):
+        play()
+
+
+def test_to_look_before_a_fault_is_not_to_look_at_it() -> None:
+    def play() -> None:
+        with site({Failing: {"hook": "filter_request"}}) as s:
+            assert s.errors == []
+            s.get("/")
+
+    with pytest.raises(AssertionError, match="filter_request is broken"):
+        play()
 
 
 @pytest.mark.parametrize("hook", ["rewrite_response", "log", "client_closed"])
@@ -242,6 +274,7 @@ def test_two_sites_do_not_know_of_each_other() -> None:
         one.clock.advance(60)
         assert (round(one.clock.now), round(two.clock.now)) == (60, 0)
         assert (len(one.log), len(two.log)) == (1, 1)
+        assert (len(one.errors), len(two.errors)) == (1, 0)
 
 
 async def test_it_works_inside_of_an_asynchronous_test() -> None:
