@@ -10,7 +10,8 @@ There is one thread for both logs: while one of them is stuck, both wait in the 
 
 Invariants
 ----------
-* Only the loop formats and appends; only the thread opens, writes and renames.
+* Lines are appended by the loop and, remarks only, by threads of plugins and of the watchdog: one at a time (`_adding`,
+  0.2 us).  Only the writer's thread opens, writes and renames.
 * A line is in the log, in the buffer, or counted as dropped.
 * A line that could not be written whole is ended by a line break before the next one, so that it spoils no other.
 """
@@ -172,12 +173,12 @@ class LogWriter:
     """Access and error log of one process.  The methods for lines never block and never raise."""
 
     def __init__(self, access: LogFile, error: LogFile) -> None:
+        self._adding = threading.Lock()
         self._lines: deque[tuple[Sink, bytes]] = deque()
         self._sinks: list[Sink] = []
         self._retired: list[Sink] = []
-        # Each number is written by one side only, so none of them needs a lock.
-        self._bytes_in = 0  # the loop's
-        self._overflowed = 0  # lines, the loop's
+        self._bytes_in = 0  # under `_adding`, as are the lines that overflowed
+        self._overflowed = 0
         self._bytes_out = 0  # the writer's
         self._unwritten = 0  # lines, the writer's
         self._wake = threading.Event()
@@ -233,11 +234,12 @@ class LogWriter:
         if len(data) >= MAX_LINE:  # a remark; everything else fits by its making
             data = data[: MAX_LINE - 1].decode("utf-8", "ignore").encode()
         cost = len(data) + OVERHEAD
-        if self._bytes_in - self._bytes_out + cost > BUFFERED:
-            self._overflowed += 1
-            return
-        self._bytes_in += cost
-        self._lines.append((sink, data + b"\n"))
+        with self._adding:
+            if self._bytes_in - self._bytes_out + cost > BUFFERED:
+                self._overflowed += 1
+                return
+            self._bytes_in += cost
+            self._lines.append((sink, data + b"\n"))
         if not self._wake.is_set():
             self._wake.set()
 

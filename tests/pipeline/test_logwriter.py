@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -310,3 +311,22 @@ def test_a_stuck_pipe_blocks_nobody_and_every_line_is_accounted_for(
     assert lines == [*map(str, range(total - dropped)), "after"]
     assert log.dropped == dropped
     assert capfd.readouterr().err == f"frontd: log buffer: it was full; {dropped} lines lost so far\n"
+
+
+async def test_remarks_of_threads_and_lines_of_the_loop_lose_nothing(tmp_path: Path) -> None:
+    """Plugins remark from threads; each line is counted in and out exactly once."""
+    writer = LogWriter(LogFile(to=tmp_path / "access.log"), LogFile(to=tmp_path / "error.log", format="w3c"))
+
+    def remark(number: int) -> None:
+        for count in range(2000):
+            writer.remark(f"{number} {count}")
+
+    threads = [threading.Thread(target=remark, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    lines = [line for line in (tmp_path / "error.log").read_text().splitlines() if line.startswith("#Remark")]
+    assert len(lines) == 8000
+    assert (writer.dropped, writer._bytes_in) == (0, writer._bytes_out)

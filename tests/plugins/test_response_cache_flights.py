@@ -340,11 +340,12 @@ async def test_and_at_once_however_slowly_it_goes_on(tmp_path: Path, autojump_cl
     """Who asked first gets it for a long time; nobody waits for more than what shows that it will not be stored."""
 
     async def endless(pages: Pages, line: Line, head: bytes) -> None:
+        is_first = pages.made["/"] == 1
         await line.send(f"HTTP/1.1 200 OK\r\n{FRESH}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for _ in range(4):
             await line.send(b"8\r\n12345678\r\n")
             await trio.sleep(1)
-        if pages.made["/"] == 1:
+        if is_first:
             await trio.sleep(40)
         await line.send(b"0\r\n\r\n")
 
