@@ -28,10 +28,12 @@ from frontd.config.load import loads
 from frontd.config.model import Timeouts
 from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError, Reason
+from frontd.model.headers import IDENTITY_FIELDS
 from frontd.model.messages import Client, Exchange
 from frontd.model.urlprefix import canonical_path
 from frontd.pipeline.accesslog import ACCESS, ACCESS_FIELDS, ERROR_FIELDS, ERRORS
 from frontd.pipeline.discovery import Discovery
+from frontd.pipeline.forward import CLIENT_FIELDS
 from frontd.processes.front import FIXED
 from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import WireLimits
@@ -165,6 +167,11 @@ def test_the_picture_of_a_request_has_every_reason_and_every_timer() -> None:
     assert [reason.word for reason in Reason if not re.search(rf"[> ]{re.escape(reason.word)}[ <]", picture)] == []
     page = (DOCS / "life-of-a-request.md").read_text()
     assert [name for name in Timeouts.model_fields if f"`timeouts.{name}`" not in page] == []
+
+
+def test_the_fields_that_strangers_may_not_send_are_listed() -> None:
+    told = section(DOCS / "security.md", "Fields that say who somebody is").lower()
+    assert [name for name in sorted(CLIENT_FIELDS | IDENTITY_FIELDS) if f"`{name.decode()}`" not in told] == []
 
 
 # ---------------------------------------------------------------------------------------------------- logs, reload

@@ -366,10 +366,29 @@ PARTS: dict[str, object] = {
 }
 
 
+OWN = "frontd's own, not for plugins"
+
+
 @pytest.mark.parametrize("heading", PARTS)
 def test_every_attribute_is_documented_and_no_other(heading: str) -> None:
+    """In its own table, or in the one of what is not for plugins."""
+    owned = [cell.rpartition(".") for cell in first_cells(section(EXCHANGE, OWN))]
     documented = first_cells(section(EXCHANGE, heading))
+    documented += [name for part, _, name in owned if f"`{part}`" == heading]
     assert sorted(documented) == sorted(name for name in dir(PARTS[heading]) if not name.startswith("_"))
+
+
+def test_what_is_not_for_plugins_belongs_to_something_they_see() -> None:
+    parts = {f"`{cell.rpartition('.')[0]}`" for cell in first_cells(section(EXCHANGE, OWN))}
+    assert parts <= PARTS.keys()
+
+
+def test_the_signature_of_capture_is_right() -> None:
+    (shown,) = re.findall(r"^\| `capture` \| `capture\((.*?)\)`", EXCHANGE.read_text(), re.MULTILINE)
+    (told,) = re.findall(r"^`exchange\.response\.capture\((.*?)\)`", HOOKS.read_text(), re.MULTILINE)
+    parameters = list(inspect.signature(frontd.Response.capture).parameters.values())[1:]
+    made = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in parameters])
+    assert shown == told == str(made)[1:-1]
 
 
 def test_everything_that_can_be_imported_is_documented() -> None:
