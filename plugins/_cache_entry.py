@@ -2,7 +2,8 @@
 
 Invariant: everything of a request that an app may go by, and that the cache allows, is in the key: site, scheme,
 authority, canonical path and query, and what a trusted proxy says of them (from anybody else that does not reach an
-app).  A request with anything else that changes what it means (`OBSTACLES`) passes by.  The destination chooses among what is stored of one URL.
+app).  A request with anything else that changes what it means (`OBSTACLES`) passes by.  The destination chooses among
+what is stored of one URL.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import secrets
 import shlex
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,33 @@ class Record:
     groups: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+class Records(Mapping[str, Record]):
+    """The users of a file by name.  A record is made when it is asked for.
+
+    What is kept are texts: 150,000 users in objects of their own would hold up the loop for the collector of cycles.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, lines: dict[str, str]) -> None:
+        """From what stands in each line behind the name, which was found to be right."""
+        self._lines = lines
+
+    def __getitem__(self, name: str) -> Record:
+        stored, _, groups = self._lines[name].partition(":")
+        return Record(name, stored, groups_of(groups))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Users:
     """A users file as it was read.
 
@@ -69,7 +95,7 @@ class Users:
     still the one that was read.
     """
 
-    records: dict[str, Record]
+    records: Records
     decoys: tuple[str, ...]
     stamp: Stamp
 
@@ -288,11 +314,11 @@ def read(path: Path) -> Users:
     except OSError as error:
         raise BadUsers((f"{path}: the users file cannot be read: {error.strerror or error}",)) from None
     faults: list[str] = []
-    records = {record.name: record for record in _records(path, data, faults)}
+    lines = _lines(path, data, faults)
     if faults:
         more = len(faults) - SENTENCES
         raise BadUsers((*faults[:SENTENCES], *([f"{path}: {more} more lines cannot be used"] if more > 0 else [])))
-    return Users(records, _decoys(records), _stamp(status))
+    return Users(Records(lines), _decoys(lines), _stamp(status))
 
 
 def content(path: Path) -> tuple[os.stat_result, bytes]:
@@ -317,43 +343,54 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _records(path: Path, data: bytes, faults: list[str]) -> Iterator[Record]:
-    """The records of a file; what is wrong with its lines goes to `faults`."""
-    lines: dict[tuple[str, str], int] = {}
+def _lines(path: Path, data: bytes, faults: list[str]) -> dict[str, str]:
+    """What stands behind each name; what is wrong with the lines goes to `faults`."""
+    found: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    groups: set[str] = set()
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
-            record = _record(path, raw.decode())
+            record = _record(path, raw.decode(), groups)
         except ValueError as error:
             wrong = "the line is not UTF-8" if isinstance(error, UnicodeError) else error
             faults.append(f"{path}:{number}: {wrong}")
             continue
         if record is None:
             continue
-        before = lines.setdefault(alike(record.name), number)
+        name, rest = record
+        before = numbers.setdefault(":".join(alike(name)), number)
         if before != number:
-            faults.append(f"{path}:{number}: {record.name} stands in line {before} already; remove one of them")
+            faults.append(f"{path}:{number}: {name} stands in line {before} already; remove one of them")
             continue
-        yield record
+        found[name] = rest
+    return found
 
 
-def _record(path: Path, line: str) -> Record | None:
-    """Raises `ValueError` with a sentence, to which path and line are put."""
+def _record(path: Path, line: str, known: set[str]) -> tuple[str, str] | None:
+    """The name and what stands behind it.  `known` are the lists of groups that were found to be right.
+
+    Raises `ValueError` with a sentence, to which path and line are put.
+    """
     name = name_of(line)
     if name is None:
         return None
-    _, *rest = line.strip(" \t\r\n").split(":")
-    if not rest:  # it may be a password: nothing of it is shown
+    _, colon, rest = line.strip(" \t\r\n").partition(":")
+    if not colon:  # it may be a password: nothing of it is shown
         raise ValueError("a line is user:hash or user:hash:group,group, and this one has no colon")
     if wrong := bad_user(name):
         raise ValueError(wrong)
+    stored, _, groups = rest.partition(":")
     try:
-        _check_hash(rest[0])
+        _check_hash(stored)
     except ValueError as error:
         remedy = f"make the line anew with: frontd passwd {_quoted(path)} USER"
         raise ValueError(f"what follows the name {error}; {remedy}") from None
-    if len(rest) > 2:
+    if ":" in groups:
         raise ValueError("too many colons; a line is user:hash or user:hash:group,group")
-    return Record(name, rest[0], groups_of(rest[1]) if len(rest) == 2 else ())
+    if groups not in known:
+        groups_of(groups)
+        known.add(groups)
+    return name, rest
 
 
 def groups_of(text: str) -> tuple[str, ...]:
@@ -366,15 +403,15 @@ def groups_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(groups))
 
 
-def _decoys(records: dict[str, Record]) -> tuple[str, ...]:
-    """One decoy for each record; records with equal parameters share one."""
+def _decoys(lines: dict[str, str]) -> tuple[str, ...]:
+    """One decoy for each line; lines with equal parameters share one."""
     by_parameters: dict[str, str] = {}
     found = []
-    for record in records.values():
-        bcrypt_like = record.stored.startswith("$2")
-        parameters = record.stored[4:6] if bcrypt_like else record.stored.rsplit("$", 2)[0]
+    for line in lines.values():
+        stored = line.partition(":")[0]
+        parameters = stored[4:6] if stored.startswith("$2") else stored.rsplit("$", 2)[0]
         decoy = by_parameters.get(parameters)
         if decoy is None:
-            decoy = by_parameters[parameters] = decoy_like(record.stored)
+            decoy = by_parameters[parameters] = decoy_like(stored)
         found.append(decoy)
     return tuple(found) or (decoy_like(f"$2b${COST:02}${'.' * 53}"),)

@@ -40,6 +40,7 @@ from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import trio
 from frontd_plugins import _passwords as passwords
@@ -66,6 +67,12 @@ def cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     except (OSError, ValueError):  # no cgroup v2, or "max": no quota
         return allowed
 
+
+# The users as they were read last.  A configuration is checked in a thread, its instances are made in the loop: what
+# was read for the check waits here for the first of them, so that a large file does not hold up everybody.
+MOST_AHEAD = 8  # files
+_READ_AHEAD: dict[Path, passwords.Users] = {}
+_IN_USE: WeakValueDictionary[Path, passwords.Users] = WeakValueDictionary()
 
 THREADS = trio.CapacityLimiter(max(1, cores() - 1))  # of all instances together: they share the cores
 
@@ -169,21 +176,32 @@ class Basic(frontd.Plugin):
                 'serve it over https only, or say "allow_http: true"'
             )
         try:
-            passwords.read(settings.users_file)
+            _read(settings.users_file, is_ahead=True)
         except passwords.BadUsers as error:
             yield from error.sentences
 
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
-        self._take(*_read(limits.users_file))
+        self._take(_read(limits.users_file))
         self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when (s of trio's clock), oldest use first
         self._flights: dict[bytes, Flight] = {}
 
-    def _take(self, users: passwords.Users, accounts: dict[str, Account]) -> None:
-        self._users, self._accounts = users, accounts
+    def _take(self, users: passwords.Users) -> None:
+        self._users = users
+        self._accounts: dict[str, Account] = {}  # of those who have tried
         self._stamp: passwords.Stamp | None = users.stamp
+
+    def _account(self, user: str) -> Account | None:
+        account = self._accounts.get(user)
+        if account is None and user in self._users.records:
+            record = self._users.records[user]
+            account = Account(record.stored, frontd.Identity(user, record.groups, scheme="Basic"))
+            if len(self._accounts) >= REMEMBERED:
+                del self._accounts[next(iter(self._accounts))]
+            self._accounts[user] = account
+        return account
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Read the users file again whenever it has changed."""
@@ -200,12 +218,12 @@ class Basic(frontd.Plugin):
             return
         self._stamp = stamp
         try:
-            users, accounts = await trio.to_thread.run_sync(_read, path, abandon_on_cancel=True)
+            users = await trio.to_thread.run_sync(_read, path, abandon_on_cancel=True)
         except passwords.BadUsers as error:
             self.remark(f"{error}; the users that were read before stay")
         else:
-            self._take(users, accounts)
-            self.remark(f"{path}: read again, users: {len(accounts)}")
+            self._take(users)
+            self.remark(f"{path}: read again, users: {len(users.records)}")
 
     # ---------------------------------------------------------------------------------------------- hooks
 
@@ -235,7 +253,7 @@ class Basic(frontd.Plugin):
             user, password = passwords.credentials(token)
         except ValueError as error:
             return frontd.Refuse(401, "LogonFailed", substatus=1, log=str(error))
-        account = self._accounts.get(user)
+        account = self._account(user)
         stored = account.stored if account is not None else self._users.decoy(user)
         key = _digest(exchange.site, self._realm(exchange), user, stored, password)
         attempt = Attempt(user, password, stored, key, exchange.client.address)
@@ -306,7 +324,7 @@ class Basic(frontd.Plugin):
                 self._right.popitem(last=False)
 
     def _verdict(self, attempt: Attempt, is_right: bool) -> frontd.Identity | frontd.Refuse:
-        account = self._accounts.get(attempt.user)
+        account = self._account(attempt.user)
         if account is None:  # the name is not shown: it may be a password in the wrong field
             return frontd.Refuse(401, "LogonFailed", substatus=1, log="there is no such user")
         if is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
@@ -314,13 +332,18 @@ class Basic(frontd.Plugin):
         return frontd.Refuse(401, "LogonFailed", substatus=1, log=f"the password for {attempt.user} is wrong")
 
 
-def _read(path: Path) -> tuple[passwords.Users, dict[str, Account]]:
-    """The users file and its accounts by name; blocks.  Raises `BadUsers`."""
-    users = passwords.read(path)
-    return users, {
-        name: Account(record.stored, frontd.Identity(name, record.groups, scheme="Basic"))
-        for name, record in users.records.items()
-    }
+def _read(path: Path, *, is_ahead: bool = False) -> passwords.Users:
+    """The users file; blocks, unless it was read for another instance, or `is_ahead` of one.  Raises `BadUsers`."""
+    stamp = passwords.stamp_of(path)
+    users = _READ_AHEAD.pop(path, None) or _IN_USE.get(path)
+    if users is None or users.stamp != stamp:
+        users = passwords.read(path)
+    _IN_USE[path] = users
+    if is_ahead:
+        _READ_AHEAD[path] = users
+        for old in list(_READ_AHEAD)[:-MOST_AHEAD]:
+            _READ_AHEAD.pop(old, None)
+    return users
 
 
 def _digest(site: str, realm: str, user: str, stored: str, password: str) -> bytes:

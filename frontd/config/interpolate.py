@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frontd.config.marks import Entry, ListNode, MapNode, Node, ScalarNode, Stop
-from frontd.config.problems import Mark, Source
+from frontd.config.problems import HIDDEN, Mark, Source
 from frontd.config.units import Scalar, clip
 
 MAX_TEXT = 65536
@@ -32,11 +32,12 @@ _OPERATOR = re.compile(r":-|:\?")
 
 
 class Refused(Exception):
-    """A scalar cannot be interpolated: sentence and hint."""
+    """A scalar cannot be interpolated: sentence and hint; `quotes` when they repeat some of it."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, quotes: bool = False) -> None:
         super().__init__(message)
         self.hint = hint
+        self.quotes = quotes
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ def expand(text: str, expansion: Expansion, depth: int = 0) -> str:
             raise Refused(
                 "a single $ stands here",
                 f"write ${{{name.group()}}}, or $$ for a dollar sign" if name else "write $$ for a dollar sign",
+                quotes=True,
             )
     parts.append(text[position:])
     if sum(map(len, parts)) > MAX_TEXT:
@@ -95,12 +97,13 @@ def _value(inner: str, expansion: Expansion, depth: int) -> str:
     name = _NAME.match(inner)
     if name is None:
         raise Refused(
-            f"${{{inner}}} does not name a variable" if len(inner) < 80 else "${…} does not name a variable", _FORMS
-        )
+            f"${{{inner}}} does not name a variable" if len(inner) < 80 else "${…} does not name a variable", _FORMS,
+            quotes=True,
+        )  # fmt: skip
     rest = inner[name.end() :]
     operator = _OPERATOR.match(rest)
     if rest and operator is None:
-        raise Refused(f"{clip(rest)} after the variable name is not understood", _FORMS)
+        raise Refused(f"{clip(rest)} after the variable name is not understood", _FORMS, quotes=True)
     value = expansion.environ.get(name.group())
     if value or (value is not None and operator is None):
         expansion.origins.append(f"${name.group()}")
@@ -182,14 +185,15 @@ class _Pass:
             if key.broken:
                 continue
             name = str(key.scalar)
+            shown = HIDDEN if self._source.hides(entry.key.mark) else name
+            here = f"{path}.{shown}" if path else shown
             if name in result.values:
                 if not entry.merged:
                     first = places[name].mark
-                    here = f"{path}.{name}" if path else name
                     self._source.error(entry.key.mark, here, f"the key is already there, in line {first.line}")
                 continue
             places[name] = entry.key
-            value = self.node(entry.value, f"{path}.{name}" if path else name, entry.key)
+            value = self.node(entry.value, here, entry.key)
             result.values[name] = value
             result.entries.append(Entry(key, value, entry.merged))
         return result
@@ -201,7 +205,10 @@ class _Pass:
         try:
             text = expand(str(node.scalar), expansion)
         except Refused as refused:
-            self._source.error(node.mark, path, str(refused), refused.hint)
+            message, hint = str(refused), refused.hint
+            if refused.quotes and self._source.hides(node.mark):
+                message, hint = "a $ that stands here is not understood", _FORMS
+            self._source.error(node.mark, path, message, hint)
             return ScalarNode(node.mark, Scalar.of("", plain=False), False, broken=True)
         self._total += len(text)
         if self._total > MAX_TOTAL:

@@ -20,6 +20,7 @@ from frontd.config.fill import Room
 from frontd.config.interpolate import interpolate
 from frontd.config.marks import MAX_TEXT, Stop, read
 from frontd.config.model import Config
+from frontd.config.pluginlist import hide_settings
 from frontd.config.plugins import Discover, no_plugins
 from frontd.config.problems import ConfigProblems, Mark, Problem, Source
 from frontd.config.schema import schema
@@ -119,6 +120,8 @@ def _draft(room: Room, environ: Mapping[str, str], container: bool) -> Draft | N
     try:
         root = read(room.source)
         if root is not None:
+            hide_settings(room.source, root)
+            room.source.composed()
             root = interpolate(root, room.source, environ, room.base)
         return build(room, root, environ, container)
     except Stop:

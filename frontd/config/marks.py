@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import yaml
 
-from frontd.config.problems import Mark, Source
+from frontd.config.problems import HIDDEN, Mark, Source
 from frontd.config.units import Scalar
 
 MAX_TEXT = 1 << 20
@@ -185,7 +185,8 @@ class _Composer:
             return self._alias(event.anchor, mark)
         assert isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent)
         if event.tag is not None:
-            self._source.error(mark, "", f"tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed here")
+            tag = HIDDEN if self._source.hides(mark) else event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._source.error(mark, "", f"tags ({tag}) are not allowed here")
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         self._count(1, mark)
@@ -205,7 +206,8 @@ class _Composer:
 
     def _alias(self, name: str | None, mark: Mark) -> Node:
         if name is None or name not in self._anchors:
-            self._stop(mark, f"the alias *{name} has no anchor &{name} before it", _STAR_HINT)
+            shown = HIDDEN if self._source.hides(mark) else name
+            self._stop(mark, f"the alias *{shown} has no anchor &{shown} before it", _STAR_HINT)
         node = self._anchors[name]
         if node is None:
             self._stop(mark, f"the alias *{name} stands inside of its own anchor")
@@ -250,8 +252,9 @@ def _mark(event: yaml.Event) -> Mark:
     start, end = event.start_mark, event.end_mark
     assert start is not None
     assert end is not None
-    length = end.column - start.column if end.line == start.line else 1
-    return Mark(start.line + 1, start.column + 1, max(1, length))
+    if end.line == start.line:
+        return Mark(start.line + 1, start.column + 1, max(1, end.column - start.column))
+    return Mark(start.line + 1, start.column + 1, 1, (end.line + 1, end.column + 1))
 
 
 # ---------------------------------------------------------------------------------------------------- errors of syntax

@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from frontd.config.fill import Room, complain, translate
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.plugins import Catalogue, PluginEntry, PluginKind, Settings
+from frontd.config.problems import HIDDEN, Source, is_plugins
 from frontd.config.units import clip, nearest
 
 
@@ -29,6 +30,40 @@ def _words_of(item: Node) -> list[str]:
     if isinstance(item, MapNode):
         return list(item.values)
     return [str(item.scalar)] if isinstance(item, ScalarNode) else []
+
+
+def hide_settings(source: Source, node: Node) -> None:
+    """Hide the settings in all lists of plugins in a tree, wherever they stand: every value, but not the keys."""
+    for inner in _below(node):
+        hide_settings(source, inner)
+    for entry in node.entries if isinstance(node, MapNode) else ():
+        if is_plugins(str(entry.key.scalar)):
+            items = entry.value.items if isinstance(entry.value, ListNode) else [entry.value]
+            for item in items:
+                if not isinstance(item, ScalarNode):  # else it is the word of a plugin
+                    _hide_values(source, item)
+
+
+def _hide_values(source: Source, node: Node) -> None:
+    if isinstance(node, ScalarNode) and node.scalar:
+        source.hide(node.mark)
+    for entry in node.entries if isinstance(node, MapNode) else ():
+        if not _has_colon(source, entry.key):
+            source.hide(entry.key.mark)
+    for inner in _below(node):
+        _hide_values(source, inner)
+
+
+def _has_colon(source: Source, key: ScalarNode) -> bool:
+    """Whether a key was meant to be one: in flow style, what follows the comma in ``{token: a,b}`` is one as well."""
+    return source.line(key.mark.line)[key.mark.column - 1 + key.mark.length :].lstrip().startswith(":")
+
+
+def _below(node: Node) -> Iterable[Node]:
+    """The values in a tree that was not interpolated yet."""
+    if isinstance(node, MapNode):
+        return [entry.value for entry in node.entries]
+    return node.items if isinstance(node, ListNode) else ()
 
 
 def plugin_list(
@@ -90,6 +125,9 @@ def _settings(room: Room, kind: PluginKind, node: Node | None, item: Node) -> Se
     if any(one.broken for one in _scalars(node)):
         return None
     _hide_secrets(room, model, node)
+    secrets = {one.mark for one in _scalars(node) if one.secret}
+    for one in _scalars(node):  # an alias of a secret, where none belongs
+        one.secret = one.secret or one.mark in secrets
     try:
         return model.model_validate(plain(node), context={"base": room.base})
     except ValidationError as error:
@@ -140,7 +178,9 @@ def _hide_secrets(room: Room, annotation: Any, node: Node) -> None:
             room.source.hide(scalar.mark)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
-            if isinstance(node, MapNode) and name in node.values:
+            if not isinstance(node, MapNode):  # what stands for all of it stands for its secret too
+                _hide_secrets(room, field.annotation, node)
+            elif name in node.values:
                 _hide_secrets(room, field.annotation, node.values[name])
     else:
         origin = typing.get_origin(annotation)
@@ -177,10 +217,12 @@ def _unknown_key(room: Room, model: type[BaseModel], node: MapNode, where: Seque
     at = node.at
     if isinstance(parent, MapNode):
         at = next((entry.key.mark for entry in parent.entries if str(entry.key.scalar) == key), parent.at)
-    guess = nearest(key, fields)
+    is_hidden = room.source.hides(at)
+    guess = None if is_hidden else nearest(key, fields)
     known = f"known here: {', '.join(fields)}" if fields else "it takes no settings"
     hint = f'did you mean "{guess}"?' if guess else known
-    path = f"{parent.path}.{key}" if parent.path else key
+    shown = HIDDEN if is_hidden else key
+    path = f"{parent.path}.{shown}" if parent.path else shown
     room.source.error(at, path, "unknown key", hint)
 
 

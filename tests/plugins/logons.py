@@ -27,8 +27,8 @@ class Desk:
         self.file = folder / "users"
         self.write(text)
         self._remark, self._remarks = trio.open_memory_channel[str](100)
-        context = Context(site, MemoryStore(1 << 20), self._remark.send_nowait)
-        self.plugin = basic.Basic(basic.Basic.Settings(users_file=self.file, **settings), context)  # type: ignore[arg-type]
+        self.context = Context(site, MemoryStore(1 << 20), self._remark.send_nowait)
+        self.plugin = basic.Basic(basic.Basic.Settings(users_file=self.file, **settings), self.context)  # type: ignore[arg-type]
 
     def write(self, text: str) -> None:
         """Put another file in the place of the users file, as an editor does."""

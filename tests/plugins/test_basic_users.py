@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ HASH = "$2b$04$2yoznx4PCF.gO53oZMYDrunxoq4vF3nJof.UEz1GWm3fVICClkMYu"
 ARGON = "$argon2id$v=19$m=8,t=1,p=1$7S/3hgWC30ZL7iH8p+QAew$msV8X0VIU/SN7gQzyAE1Hv7YS03BqGZuZSVIG9l9eFw"
 
 
-def users(folder: Path, text: str | bytes) -> dict[str, Record]:
+def users(folder: Path, text: str | bytes) -> Mapping[str, Record]:
     """The records of a file with `text`."""
     (folder / "users").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read(folder / "users").records

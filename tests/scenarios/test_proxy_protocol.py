@@ -202,7 +202,7 @@ TRUST = "trusted_proxies: [127.0.0.0/8, 10.0.0.0/8, '2001:db8::/32']"
         (["X-Forwarded-For: 203.0.113.9:4711, [2001:db8::5]:99"], "203.0.113.9"),
         (["X-Forwarded-For: 2001:DB9::7"], "2001:db9::7"),
         (["X-Forwarded-For: ::ffff:203.0.113.9"], "203.0.113.9"),
-        (["X-Forwarded-For: 6.6.6.6, unknown, 10.1.2.3"], "unknown"),  # what is no address is nobody, and no proxy either
+        (["X-Forwarded-For: 6.6.6.6, unknown, 10.1.2.3"], "unknown"),  # what is no address is nobody
         (["X-Forwarded-For: 6.6.6.6, , ;"], "unknown"),
         (["Forwarded: for=6.6.6.6, for=203.0.113.9;proto=https;by=10.0.0.1, For=10.1.2.3"], "203.0.113.9"),
         (['Forwarded: for="[2001:db9::7]:4711"'], "2001:db9::7"),
