@@ -2,9 +2,10 @@
 
 How it works
 ------------
-The loop bumps a number every `BEAT` seconds; a thread looks at it.  When the number has stood still for `BLOCKED`
-seconds the loop is in the middle of something, and the stack of its thread says of what: the innermost function that
-belongs to a plugin names the culprit.  Nothing of this is on the way of a request.
+The loop notes the time every `BEAT` seconds; a thread glances at it.  When the last note is older than `BEAT` and
+`BLOCKED` together, the loop has been in the middle of something for longer than `BLOCKED`, and the stack of its thread
+says of what: the innermost function that belongs to a plugin names the culprit.  Nothing of this is on the way of a
+request, and without plugins there is hardly anything of it at all.
 
 Invariants
 ----------
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,8 @@ from frontd.pipeline.plugin import Plugin
 
 BEAT = 0.025  # s
 BLOCKED = 0.1  # s
+GLANCE = 0.05  # s
+IDLE = 1.0  # s instead of `BEAT` where there are no plugins
 LOOK = 2.0  # s between two looks at files; a plugin author's save is told before they have switched windows
 
 
@@ -48,10 +51,11 @@ async def watch_files(discovery: Discovery, remark: Callable[[str], None]) -> No
 class Watchdog:
     """Names the plugin that blocks the loop.  Made and run in the loop's thread."""
 
-    def __init__(self, plugins: Callable[[], Iterable[Plugin]], remark: Callable[[str], None]) -> None:
+    def __init__(self, plugins: Callable[[], Sequence[Plugin]], remark: Callable[[str], None]) -> None:
         self._plugins = plugins
         self._remark = remark
-        self._beats = 0
+        self._beat = time.monotonic()
+        self._pause = BEAT  # until the next one
         self._over = threading.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -59,8 +63,9 @@ class Watchdog:
         with self._thread():
             task_status.started()
             while True:
-                self._beats += 1
-                await trio.sleep(BEAT)
+                self._pause = BEAT if self._plugins() else IDLE
+                self._beat = time.monotonic()
+                await trio.sleep(self._pause)
 
     @contextmanager
     def _thread(self) -> Iterator[None]:
@@ -74,19 +79,20 @@ class Watchdog:
             thread.join(1.0)
 
     def _watch(self, loop: int) -> None:
-        seen, since, culprit = -1, time.monotonic(), ""
-        while not self._over.wait(BEAT):
-            now = time.monotonic()
-            if self._beats != seen:
-                if culprit:
-                    self._remark(f"{culprit} let go of the loop after {(now - since) * 1000:.0f} ms")
-                seen, since, culprit = self._beats, now, ""
-            elif now - since >= BLOCKED and not culprit:
-                culprit, stack = self._culprit(sys._current_frames().get(loop))
-                if culprit:
-                    self._remark(f"{culprit} blocks the loop for more than {BLOCKED * 1000:.0f} ms; it stands here:")
-                    for line in "".join(stack).splitlines():
-                        self._remark(line)
+        while not self._over.wait(max(GLANCE, self._pause)):
+            beat = self._beat
+            late = beat + self._pause + BLOCKED - time.monotonic()  # until then it may have begun later
+            if late > BLOCKED - GLANCE or self._over.wait(max(0.0, late)) or self._beat != beat:
+                continue
+            culprit, stack = self._culprit(sys._current_frames().get(loop))
+            if culprit:
+                self._remark(f"{culprit} blocks the loop for more than {BLOCKED * 1000:.0f} ms; it stands here:")
+                for line in "".join(stack).splitlines():
+                    self._remark(line)
+            while self._beat == beat and not self._over.wait(BEAT):
+                pass
+            if culprit:
+                self._remark(f"{culprit} let go of the loop after {(self._beat - beat) * 1000:.0f} ms")
 
     def _culprit(self, frame: FrameType | None) -> tuple[str, list[str]]:
         """The plugin whose function is innermost on the stack, as ``plugin NAME.hook``, and the stack from there on;
