@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from frontd.model.errors import FrontdError as FrontdError
     from frontd.model.errors import Reason as Reason
     from frontd.model.headers import Headers as Headers
+    from frontd.model.headers import normal_name as normal_name
     from frontd.model.messages import Client as Client
     from frontd.model.messages import Exchange as Exchange
     from frontd.model.messages import Request as Request
@@ -51,13 +52,14 @@ _HOME = {
     "CountOrNone": "config.leaves", "File": "config.leaves", "Flag": "config.leaves", "Network": "config.leaves",
     "Duration": "config.leaves", "Secret": "config.leaves", "Size": "config.leaves", "Settings": "config.plugins",
     "SiteFacts": "config.plugins", "FrontdError": "model.errors", "Reason": "model.errors",
-    "Headers": "model.headers", "Client": "model.messages", "Exchange": "model.messages", "Request": "model.messages",
-    "Response": "model.messages", "path_readings": "model.readings", "PathTable": "model.urlprefix",
-    "canonical_prefix": "model.urlprefix", "unescaped": "model.readings", "Allow": "model.verdicts",
-    "Continue": "model.verdicts", "Identity": "model.verdicts", "Redirect": "model.verdicts",
-    "Refuse": "model.verdicts", "UseHttp11": "model.verdicts", "Context": "pipeline.plugin",
-    "Plugin": "pipeline.plugin", "blocking": "pipeline.plugin", "MemoryStore": "pipeline.store",
-    "read_date": "model.conditions", "still_good": "model.conditions",
+    "Headers": "model.headers", "normal_name": "model.headers", "Client": "model.messages",
+    "Exchange": "model.messages", "Request": "model.messages", "Response": "model.messages",
+    "path_readings": "model.readings", "PathTable": "model.urlprefix", "canonical_prefix": "model.urlprefix",
+    "unescaped": "model.readings", "Allow": "model.verdicts", "Continue": "model.verdicts",
+    "Identity": "model.verdicts", "Redirect": "model.verdicts", "Refuse": "model.verdicts",
+    "UseHttp11": "model.verdicts", "Context": "pipeline.plugin", "Plugin": "pipeline.plugin",
+    "blocking": "pipeline.plugin", "MemoryStore": "pipeline.store", "read_date": "model.conditions",
+    "still_good": "model.conditions",
 }  # fmt: skip
 _ELSEWHERE = {"Duration": "Seconds"}
 

@@ -56,8 +56,6 @@ NOT_KEPT = frozenset(
         b"x-remote-user", b"x-remote-groups", b"x-auth-scheme",
     )
 )  # fmt: skip
-# CGI-style apps take names for one another that differ in what is neither letter nor digit; so they are one name here.
-_LIKE_CGI = bytes(c if chr(c).isascii() and chr(c).isalnum() else 45 for c in range(256))
 
 # RFC 9110 15.4.5; the last two tell how the answer came about.  Last-Modified only stands in for a missing ETag.
 _IN_304 = frozenset(
@@ -111,7 +109,7 @@ class Entry:
 
 def _is_kept(name: bytes) -> bool:
     """Whether a field is stored."""
-    return name.translate(_LIKE_CGI) not in NOT_KEPT
+    return frontd.normal_name(name) not in NOT_KEPT
 
 
 # ---------------------------------------------------------------------------------------------------- requests
@@ -127,7 +125,7 @@ class Ask(NamedTuple):
 
 def ask_of(request: frontd.Request) -> Ask:
     """What the fields of a GET or HEAD ask for."""
-    names = {item[0].translate(_LIKE_CGI) for item in request.headers}
+    names = {frontd.normal_name(item[0]) for item in request.headers}
     obstacle = ""
     if request.has_body:
         obstacle = "body"
@@ -150,7 +148,7 @@ def _said_by_proxy(headers: frontd.Headers) -> tuple[bytes, ...]:
     """What a trusted proxy says of the URL, without whom it says it of: ``name:value`` for each name."""
     said: dict[bytes, list[bytes]] = {}
     for name, _, value in headers:
-        like = name.translate(_LIKE_CGI)
+        like = frontd.normal_name(name)
         if like in _FORWARDED or (like.startswith(b"x-forwarded-") and like != b"x-forwarded-for"):
             said.setdefault(name, []).append(value)
     if b"forwarded" in said:

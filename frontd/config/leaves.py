@@ -27,6 +27,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from frontd.config import units
 from frontd.model.urlprefix import UrlPrefix
+from frontd.model.verdicts import REDIRECTS
 
 INTERPOLATED = r"\$\{"
 
@@ -68,7 +69,7 @@ def _one_of(*words: str) -> BeforeValidator:
 
 def _status(value: object) -> int:
     status = units.number(value)
-    if status not in (301, 302, 303, 307, 308):
+    if status not in REDIRECTS:
         raise ValueError(f"a redirect has status 301, 302, 303, 307 or 308, not {status}")
     return status
 
@@ -192,7 +193,7 @@ Status = Annotated[
     int,
     BeforeValidator(_status),
     WithJsonSchema(
-        {"anyOf": [{"enum": [301, 302, 303, 307, 308]}, {"type": "string", "pattern": r"^30[12378]$|\$\{"}]}
+        {"anyOf": [{"enum": sorted(REDIRECTS)}, {"type": "string", "pattern": r"^30[12378]$|\$\{"}]}
     ),
     units.Kind("301, 302, 303, 307 or 308"),
 ]

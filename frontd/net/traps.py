@@ -110,6 +110,13 @@ def fault_of(error: BaseException) -> Exception | None:
     group = isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
     if (group or isinstance(error, trio.Cancelled)) and trio.current_effective_deadline() == -math.inf:
         return None
+    return fault_at_once(error)
+
+
+def fault_at_once(error: BaseException) -> Exception:
+    """`fault_of` for a plain call: nothing waits in it, so no cancellation in it is of this task."""
+    if isinstance(error, Exception):
+        return error
     fault = RuntimeError(f"{type(error).__name__} was raised where nothing was cancelled or ended")
     fault.__cause__ = error
     return fault

@@ -40,7 +40,7 @@ from frontd.config.plugins import Catalogue, PluginKind, Settings
 from frontd.config.units import nearest
 from frontd.pipeline.hookspecs import GROUP
 from frontd.pipeline.phases import SPECS
-from frontd.pipeline.plugin import Plugin
+from frontd.pipeline.plugin import Plugin, members
 
 BUNDLED = "frontd_plugins"
 _WORD = re.compile(r"[a-z][a-z0-9_]*")
@@ -287,31 +287,30 @@ def _class_faults(plugin: type[Plugin], place: str) -> Iterator[str]:
 def _method_faults(plugin: type[Plugin]) -> Iterator[str]:
     """Methods that are named like a hook and do not fit it, and those that may be meant as one."""
     seen: set[str] = set()
-    for owner in plugin.__mro__:
-        for name, value in vars(owner).items() if owner not in (Plugin, object) else ():
-            if name in seen or name.startswith("_"):
-                continue
-            seen.add(name)
-            function = inspect.unwrap(value.__func__ if isinstance(value, classmethod | staticmethod) else value)
-            if not inspect.isfunction(function):
-                if name in SPECS:
-                    yield f"{place_of(owner)}: {owner.__name__}.{name} is a method, not {type(value).__name__}"
-                continue
-            code = function.__code__
-            where = f"{code.co_filename}:{code.co_firstlineno}: {owner.__name__}.{name}"
-            names = list(inspect.signature(function).parameters)
+    for owner, name, value in members(plugin):
+        if name in seen or name.startswith("_"):
+            continue
+        seen.add(name)
+        function = inspect.unwrap(value.__func__ if isinstance(value, classmethod | staticmethod) else value)
+        if not inspect.isfunction(function):
             if name in SPECS:
-                yield from _hook_faults(name, value, names, where)
-            elif name in _SHAPES:
-                yield from _own_faults(name, value, names, where)
-            elif name not in _OWN:
-                known = [*SPECS, *_SHAPES]
-                alike = [one for one in known if _alike(name, one)]
-                if alike or _SUBJECTS & set(names[1:2]):
-                    begun = [one for one in SPECS if one.startswith(name)]
-                    close = alike[:1] or begun or [guess for guess in [nearest(name, SPECS)] if guess]
-                    meant = f"; did you mean {' or '.join(close)}?" if close else ""
-                    yield f"{where} is not a hook{meant} (the name of a helper begins with _)"
+                yield f"{place_of(owner)}: {owner.__name__}.{name} is a method, not {type(value).__name__}"
+            continue
+        code = function.__code__
+        where = f"{code.co_filename}:{code.co_firstlineno}: {owner.__name__}.{name}"
+        names = list(inspect.signature(function).parameters)
+        if name in SPECS:
+            yield from _hook_faults(name, value, names, where)
+        elif name in _SHAPES:
+            yield from _own_faults(name, value, names, where)
+        elif name not in _OWN:
+            known = [*SPECS, *_SHAPES]
+            alike = [one for one in known if _alike(name, one)]
+            if alike or _SUBJECTS & set(names[1:2]):
+                begun = [one for one in SPECS if one.startswith(name)]
+                close = alike[:1] or begun or [guess for guess in [nearest(name, SPECS)] if guess]
+                meant = f"; did you mean {' or '.join(close)}?" if close else ""
+                yield f"{where} is not a hook{meant} (the name of a helper begins with _)"
 
 
 def _alike(name: str, hook: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -85,3 +85,10 @@ def blocking(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         return await trio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
 
     return in_thread
+
+
+def members(plugin: type[Plugin]) -> Iterator[tuple[type, str, Any]]:
+    """What the authors of a class and of its bases wrote in it: the class, the name, the value; nearest class first."""
+    for owner in plugin.__mro__:
+        if owner not in (Plugin, object):
+            yield from ((owner, name, value) for name, value in vars(owner).items())

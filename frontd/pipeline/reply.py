@@ -11,7 +11,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import HOP_BY_HOP, Headers
 from frontd.model.messages import Capture, Exchange, Response
 from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
-from frontd.net.traps import fault_of, task_lane
+from frontd.net.traps import fault_at_once, task_lane
 from frontd.pipeline.admission import Answer
 from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
 from frontd.pipeline.forward import Downstream
@@ -72,11 +72,21 @@ async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, resp
         exchange.response = response
         await rewritten(exchange, phases)
     complete(response)
+    begin(exchange, down, response)
+    if response.body and exchange.method != "HEAD" and response.status not in BODYLESS:
+        down.send(response.body)
+    await finish(down)
+
+
+def begin(exchange: Exchange, down: Downstream, response: Response) -> None:
+    """Start an answer that is not the app's; the connection ends with it when the request's body is not all there."""
     exchange.status = response.status
     phrase = PHRASES.get(response.status, b"")
     down.start(response.status, phrase, response.headers, close=not down.skip_body())
-    if response.body and exchange.method != "HEAD" and response.status not in BODYLESS:
-        down.send(response.body)
+
+
+async def finish(down: Downstream) -> None:
+    """End an answer, and wait until the client's kernel can have it."""
     if not down.finish():
         await task_lane()
         await down.flush()
@@ -173,6 +183,5 @@ class Captured:
     def _call(self, want: Capture, function: Callable[..., None], *answer: Response) -> None:
         try:
             function(*answer)
-        except BaseException as error:  # after forwarding, plugins fail soft; nothing waits here
-            fault = fault_of(error) or RuntimeError("it raised a cancellation")
-            self._faults.append((f"{want.where} (capture)", fault))
+        except BaseException as error:  # after forwarding, plugins fail soft
+            self._faults.append((f"{want.where} (capture)", fault_at_once(error)))

@@ -44,8 +44,8 @@ from frontd.pipeline.forward import (
     upstream_headers,
     upstream_target,
 )
-from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, each, first, first_soft, plugin_fault
-from frontd.pipeline.reply import Captured, admit, framed, give, refuse, rewritten, send_answer
+from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, first, first_soft, plugin_fault
+from frontd.pipeline.reply import Captured, admit, begin, finish, framed, give, refuse, rewritten, send_answer
 from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
 from frontd.protocol.h1 import End
@@ -120,12 +120,9 @@ async def send_file(
             exchange.response = response
             await rewritten(exchange, phases)
             framed(response.headers, received)
-        exchange.status = response.status
-        down.start(response.status, PHRASES.get(response.status, b""), response.headers, close=not down.skip_body())
+        begin(exchange, down, response)
         await send_pieces(down, file, pieces)
-    if not down.finish():
-        await task_lane()
-        await down.flush()
+    await finish(down)
 
 
 # ---------------------------------------------------------------------------------------------------- forwarding
@@ -142,7 +139,7 @@ async def outgoing(exchange: Exchange, phases: Phases, destination: Destination)
         received, request.headers = request.headers, headers
         try:
             for hook in phases.rewrite_request:
-                await each((hook,), exchange)
+                await first((hook,), exchange)
                 fault = bad_fields(request.headers)
                 if not fault and len(request.headers.get_all(b"host")) != 1:
                     fault = "a request has one Host field (RFC 9112 3.2)"

@@ -36,6 +36,11 @@ class PluginProblem(Exception):
     """A plugin could not be made or started; the text names it and says why."""
 
 
+def called(name: str, site: str) -> str:
+    """A plugin as the log and errors name it; `site` is empty for one of the whole server."""
+    return f"plugin {name} of the site {site}" if site else f"plugin {name}"
+
+
 def instances(
     config: Config, standing: Iterable[Plugin], store: MemoryStore, remark: Callable[[str], None]
 ) -> dict[str, list[Plugin]]:
@@ -49,7 +54,7 @@ def instances(
             if plugin.settings == entry.settings:
                 kept[site, entry.kind.plugin].remove(plugin)
                 return plugin
-        where = f"plugin {entry.name}{f' of the site {site}' if site else ''}"
+        where = called(entry.name, site)
         try:
             made = entry.kind.plugin(entry.settings, Context(site, store, lambda text: remark(f"{where}: {text}")))
         except (ValueError, OSError) as error:
@@ -104,7 +109,7 @@ class Runner:
 
     async def _start(self, plugin: Plugin) -> None:
         scope = self._scopes[plugin] = trio.CancelScope()
-        where = f"plugin {plugin.name}{f' of the site {plugin.site}' if plugin.site else ''}"
+        where = called(plugin.name, plugin.site)
         try:
             with trio.fail_after(START_TIME):
                 await self.nursery.start(self._run, plugin, scope)

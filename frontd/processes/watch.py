@@ -27,7 +27,7 @@ from types import FrameType
 import trio
 
 from frontd.pipeline.discovery import Discovery
-from frontd.pipeline.plugin import Plugin
+from frontd.pipeline.plugin import Plugin, members
 
 BEAT = 0.025  # s
 BLOCKED = 0.1  # s
@@ -111,8 +111,7 @@ class Watchdog:
 
 
 def _functions(plugin: type[Plugin]) -> Iterator[tuple[str, object]]:
-    for owner in plugin.__mro__:
-        for name, value in vars(owner).items() if owner not in (Plugin, object) else ():
-            code = getattr(value, "__code__", None)
-            if code is not None:  # not hooks alone: what a hook returns to be waited for may be of another function
-                yield name, code
+    for _, name, value in members(plugin):
+        code = getattr(value, "__code__", None)
+        if code is not None:  # not hooks alone: what a hook returns to be waited for may be of another function
+            yield name, code
