@@ -102,8 +102,6 @@ def _read_body(connection: h11.Connection, body: _Body, buffer: bytearray, ended
     part = body.take(buffer)
     if part:
         connection.receive_data(part)
-    elif ended and not body.complete:
-        connection.receive_data(b"")
     pieces: list[bytes | bytearray] = []
     while True:  # h11 hands out one chunk at a time; joined, they cost one write instead of many
         event = connection.next_event()
@@ -113,7 +111,11 @@ def _read_body(connection: h11.Connection, body: _Body, buffer: bytearray, ended
             body.end = End(Headers((raw.lower(), raw, value) for raw, value in event.headers.raw_items()))
             return b"".join(pieces) if pieces else body.end
         elif event is h11.NEED_DATA:
-            return b"".join(pieces) if pieces else None
+            if pieces:
+                return b"".join(pieces)
+            if not ended or body.complete:
+                return None
+            connection.receive_data(b"")  # nothing more can come, so this was the end of it, or it broke off
         else:  # PAUSED and ConnectionClosed cannot come inside a message
             raise h11.RemoteProtocolError(f"unexpected {event!r} in a body")
 

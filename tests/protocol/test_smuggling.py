@@ -60,6 +60,7 @@ STRIPPED = {b"connection", b"te", b"upgrade", b"keep-alive", b"expect", b"transf
 @given(damaged_pipelines)
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: content-length, host\r\nContent-Length: 3\r\n\r\nabc")
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+@example(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r")
 @example(b"GET / HTTP/1.0\r\n\r\n")
 @example(b"GET http://a/..%2f%2e./x?\\#y HTTP/1.1\r\nHost: a\r\n\r\n")
 def test_what_an_app_is_sent_is_one_message_with_the_meaning_understood(data: bytes) -> None:
