@@ -51,16 +51,38 @@ def octets(value: TextOrBytes) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
+class Block:
+    """The fields of one head as they were received, remembered because they come again and again.
+
+    `items` and what they say of the message (its length in bytes or that it is chunked, whether its connection is
+    kept) never change; `relayed` is what whoever relays such fields makes of them, as field lines (None: not known
+    yet).
+    """
+
+    __slots__ = ("chunked", "content_length", "has_date", "items", "keep_alive", "relayed")
+
+    def __init__(
+        self, items: list[Item], content_length: int | None, *, chunked: bool = False, keep_alive: bool = True
+    ) -> None:
+        self.items = items
+        self.chunked = chunked
+        self.content_length = content_length
+        self.keep_alive = keep_alive
+        self.has_date = any(item[0] == b"date" for item in items)
+        self.relayed: bytes | None = None
+
+
 class Headers:
     """A case-insensitive multi-map of header fields.
 
     Names and values are bytes.  Names may be given in any case; what is given as text is encoded as UTF-8.
     """
 
-    __slots__ = ("items",)
+    __slots__ = ("block", "items")
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self.items: list[Item] = list(items)
+        self.block: Block | None = None  # that they were read from, if it is remembered; they may have changed since
 
     @classmethod
     def of(cls, *pairs: tuple[bytes, bytes]) -> Headers:
@@ -173,8 +195,19 @@ def without_underscores(headers: Headers) -> tuple[Headers, int]:
     CGI-style apps (WSGI) read ``X_Remote_User`` and ``X-Remote-User`` as one variable, so such a name forges a field
     that the front set.  nginx's precedent: ``underscores_in_headers off``.
     """
-    kept = [item for item in headers.items if b"_" not in item[0]]
-    return Headers(kept), len(headers.items) - len(kept)
+    for item in headers.items:
+        name = item[0]
+        if name not in _without:
+            if b"_" in name:
+                kept = [item for item in headers.items if b"_" not in item[0]]
+                return Headers(kept), len(headers.items) - len(kept)
+            if len(_without) < MOST_NAMES and len(name) <= LONGEST_NAME:
+                _without.add(name)
+    return headers, 0
+
+
+MOST_NAMES, LONGEST_NAME = 1024, 64  # names that are remembered, and bytes of one
+_without: set[bytes] = set()  # names without "_"; looking into a short text costs four times as much as knowing it
 
 
 def announced_trailers(head: Headers, trailers: Headers) -> Headers:

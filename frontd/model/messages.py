@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from frontd.model.errors import Reason
-from frontd.model.headers import Headers, TextOrBytes, octets
+from frontd.model.headers import HOP_BY_HOP, Headers, TextOrBytes, bad_field, octets
 from frontd.model.verdicts import Identity
 
 
@@ -47,7 +47,8 @@ class Client:
     """The peer of one downstream connection.
 
     `address` is the client's IP as believed (behind trusted proxies: what they reported), `peer` the IP at the other
-    end of the TCP connection; `public_port` the port clients type (None when the listener has none).
+    end of the TCP connection; `public_port` the port clients type (None when the listener has none).  `told` is what
+    apps are told of it for the host it asked for last, as field lines.
     """
 
     address: str
@@ -60,7 +61,8 @@ class Client:
     public_port: int | None
     tls: TlsInfo | None = None
     is_trusted_proxy: bool = False
-    states: dict[object, dict[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+    states: dict[object, dict[Any, Any]] | None = field(default=None, repr=False, compare=False)  # None: none yet
+    told: tuple[bytes, bytes] | None = field(default=None, init=False, repr=False, compare=False)
 
     def state(self, plugin: object) -> dict[Any, Any]:
         """What `plugin` remembers of this connection: a dict of its own.
@@ -69,10 +71,9 @@ class Client:
         exchange. Over a reload it is kept when the plugin's settings are equal, since the instance is then kept too;
         else it begins empty.
         """
-        found = self.states.get(plugin)
-        if found is None:
-            found = self.states[plugin] = {}
-        return found
+        if self.states is None:
+            self.states = {}
+        return self.states.setdefault(plugin, {})
 
 
 class Body(Protocol):
@@ -152,6 +153,27 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
 Fields = Headers | Mapping[str, str] | Iterable[tuple[TextOrBytes, TextOrBytes]]
+BODYLESS = frozenset((204, 304))
+
+
+class Ready(NamedTuple):
+    """The fields of an answer as they are sent: `lines`, with its framing but without a Date unless `is_dated`.
+
+    They stand for this `status` and this very `body` alone.
+    """
+
+    lines: bytes
+    is_dated: bool
+    status: int
+    body: bytes
+
+
+def _lines(headers: Headers) -> bytes:
+    """Fields as they are sent, without those that frame a message.  Raises `ValueError` for what cannot be sent."""
+    if fault := bad_field(headers):
+        raise ValueError(fault)
+    kept = [item for item in headers.items if item[0] not in HOP_BY_HOP and item[0] != b"content-length"]
+    return b"".join([b"%b: %b\r\n" % (name, value) for _, name, value in kept])
 
 
 class Response:
@@ -162,7 +184,8 @@ class Response:
     `headers` may be changed all the same.
     """
 
-    __slots__ = ("body", "captures", "headers", "reason", "status")
+    # Invariant: while `_ready` is there, nobody else has a reference to `_headers`, or only twins that are ready too.
+    __slots__ = ("_headers", "_ready", "body", "captures", "reason", "status")
 
     def __init__(
         self,
@@ -179,17 +202,18 @@ class Response:
             raise ValueError(f"an answer has a status from 200 to 599, not {status}")
         self.status = status
         self.reason = reason
+        self._ready: Ready | None = None
         if isinstance(headers, Headers):
-            self.headers = headers
+            self._headers = headers
         else:
             pairs = headers.items() if isinstance(headers, Mapping) else headers
-            self.headers = Headers.of(*((octets(name), octets(value)) for name, value in pairs))
+            self._headers = Headers.of(*((octets(name), octets(value)) for name, value in pairs))
         if text is not None:
             if body:
                 raise ValueError("an answer has a body or a text, not both")
             body = text.encode()
-            if b"content-type" not in self.headers:
-                self.headers.add(b"Content-Type", b"text/plain; charset=utf-8")
+            if b"content-type" not in self._headers:
+                self._headers.add(b"Content-Type", b"text/plain; charset=utf-8")
         if body is not None and not isinstance(body, bytes):
             raise TypeError(f"a body is bytes, not {type(body).__name__} (text=… takes a text)")
         self.body = body
@@ -197,6 +221,59 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status} {'streamed' if self.body is None else f'{len(self.body)} bytes'}>"
+
+    @property
+    def headers(self) -> Headers:
+        """The fields.  Whoever looks at them may change them, so from then on they are not `ready` any more."""
+        if self._ready is not None:
+            self._ready = None
+            self._headers = self._headers.copy()
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._ready = None
+        self._headers = headers
+
+    @property
+    def ready(self) -> Ready | None:
+        """The fields as they are sent, if that was prepared and still holds."""
+        ready = self._ready
+        return ready if ready is not None and ready.status == self.status and ready.body is self.body else None
+
+    def prepare(self) -> Response:
+        """For an answer that is given again and again: check and serialise its fields now, once, and not each time.
+
+        It may be changed afterwards all the same; then it is no longer prepared.  Returns the answer itself.  Raises
+        `ValueError` for fields that cannot be sent, and for an answer without a body, which is the app's.
+        """
+        body = self.body
+        if body is None:
+            raise ValueError("an answer without a body is the app's, and passes once")
+        lines = _lines(self._headers)
+        if self.status not in BODYLESS:
+            lines += b"Content-Length: %d\r\n" % len(body)
+        self._ready = Ready(lines, b"date" in self._headers, self.status, body)
+        self._headers = self._headers.copy()  # whoever holds the old ones may go on changing them
+        return self
+
+    def copy(self, *more: tuple[bytes, bytes]) -> Response:
+        """The same answer with some fields `more`; nothing that is done to one of the two is done to the other.
+
+        The copy of a prepared answer is prepared.  Raises `ValueError` for fields that cannot be sent in that case.
+        """
+        twin = Response.__new__(Response)
+        twin.status, twin.reason, twin.body, twin.captures = self.status, self.reason, self.body, []
+        twin._ready, twin._headers = ready, headers = self.ready, self._headers
+        if more:
+            added = Headers.of(*more)
+            twin._headers = Headers([*headers.items, *added.items])
+            if ready is not None:
+                is_dated = ready.is_dated or b"date" in added
+                twin._ready = Ready(ready.lines + _lines(added), is_dated, ready.status, ready.body)
+        elif ready is None:
+            twin._headers = headers.copy()
+        return twin
 
     def capture(
         self, max_bytes: int, then: Callable[[Response], None], dropped: Callable[[], None] | None = None

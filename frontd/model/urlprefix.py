@@ -41,6 +41,7 @@ from frontd.model.errors import FrontdError, Reason
 T = TypeVar("T")
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+MOST_REMEMBERED = 4096  # hosts; requests repeat the same few, and a stranger's many only empty the memory
 
 
 class Category(IntEnum):
@@ -242,14 +243,18 @@ def _prefix_port(scheme: str, port: str | None) -> int:
 class PathTable(Generic[T]):
     """Path prefixes and what they lead to; the longest prefix of complete segments wins."""
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "_everything")
 
     def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
         pairs = [(path_key(prefix), value) for prefix, value in entries]
         self._entries = tuple(sorted(pairs, key=lambda pair: -len(pair[0])))
+        # every canonical path begins with "/", so where that is the only prefix there is nothing to compare
+        self._everything = self._entries[0][1] if len(pairs) == 1 and pairs[0][0] == "/" else None
 
     def match(self, path: str) -> T | None:
         """What the canonical `path` leads to, or None."""
+        if self._everything is not None:
+            return self._everything
         key = path_key(path)
         for prefix, value in self._entries:
             if is_under(key, prefix):
@@ -274,6 +279,7 @@ class PrefixTable(Generic[T]):
             for port in (prefix.port, None):
                 grouped.setdefault((prefix.scheme, port, prefix.host), []).append((prefix.path, value))
         self._tables = {key: PathTable(entries) for key, entries in grouped.items()}
+        self._found: dict[tuple[str, int | None, str, str], tuple[PathTable[T], ...]] = {}
 
     def match(self, scheme: str, port: int | None, host: str, local_address: str, path: str) -> PrefixMatch[T]:
         """Find what a request belongs to.
@@ -281,16 +287,23 @@ class PrefixTable(Generic[T]):
         `port` is the listener's public port (None: any), `host` the canonical host of the request, `local_address`
         the IP the connection came in on, `path` the canonical path.
         """
-        known = False
-        for candidate in _candidates(host, local_address):
-            table = self._tables.get((scheme, port, candidate))
-            if table is None:
-                continue
-            known = True
+        tables = self._found.get((scheme, port, host, local_address))
+        if tables is None:
+            tables = self._tables_of(scheme, port, host, local_address)
+        for table in tables:
             value = table.match(path)
             if value is not None:
                 return PrefixMatch(value, True)
-        return PrefixMatch(None, known)
+        return PrefixMatch(None, bool(tables))
+
+    def _tables_of(self, scheme: str, port: int | None, host: str, local_address: str) -> tuple[PathTable[T], ...]:
+        """The tables that may cover a request for `host`, in the order in which they are asked; remembered."""
+        found = (self._tables.get((scheme, port, candidate)) for candidate in _candidates(host, local_address))
+        tables = tuple(table for table in found if table is not None)
+        if len(self._found) >= MOST_REMEMBERED:
+            self._found.clear()
+        self._found[scheme, port, host, local_address] = tables
+        return tables
 
 
 def _candidates(host: str, local_address: str) -> list[str]:

@@ -21,7 +21,8 @@ class Identity:
 
     `name` and `groups` are what rules compare and what the app is told; `sids` are Windows security identifiers;
     `scheme` the authentication scheme; `expires` is in seconds since the epoch (None: not told);
-    `connection_bound` says that the identity belongs to the connection and not to the request (NTLM).
+    `connection_bound` says that the identity belongs to the connection and not to the request (NTLM).  `fits` is set
+    once its texts were found to be sendable, so that of an identity that is given again and again it is asked once.
     Raises `ValueError` when `name` is empty: nobody is None, not an empty name.
     """
 
@@ -31,6 +32,7 @@ class Identity:
     scheme: str = ""
     expires: float | None = None
     connection_bound: bool = False
+    fits: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:

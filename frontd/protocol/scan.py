@@ -6,17 +6,21 @@ h11 accepts bare LF, folded lines, control bytes, CL with TE, HTTP/2.0 and more,
 the bytes are checked before h11 sees them.  `scan_request` and `scan_response` look at a growing buffer and answer
 
 * ``None``: need more; the bytes so far hold no error that is already certain;
-* a `RequestHead` / `ResponseHead`: complete, wire-checked, split into fields;
-* an exception: refused, with the `Reason`.
+* an exception: refused, with the `Reason`;
+* a `RequestHead` / `ResponseHead` that is not `plain`: complete, wire-checked, split into fields; what it means is for
+  h11 to say (HTTP/1.0, a target that is not a path, chunked requests, Expect, Upgrade, odd Connection, 1xx);
+* one that is `plain`: nothing about it is left to say.  Everything h11 would tell stands in the head.
 
-`ChunkScanner` does the same for the lines inside a chunked body and for its trailer section (RFC 9112 7.1).
+A head is matched up to the end of its start line and cut at CR LF behind it; `protocol.fieldlines` reads the lines and
+collects on the way what decides the framing.
 
 Invariants
 ----------
 * A head that passes is one start line and field lines, each ended by CR LF, with one framing: at most one of
   Content-Length and Transfer-Encoding, each at most once, and ``chunked`` as the only coding.
-* Whatever h11 refuses is refused here or by h11 right after; nothing is passed on that was not checked.
-* Every buffer is bounded: a head by `WireLimits.max_head`, a chunk line by `MAX_CHUNK_LINE`, trailers by ``max_head``.
+* Whatever h11 refuses is refused here or, where the head is not plain, by h11 right after; nothing is passed on that
+  was not checked.  A plain head says exactly what h11 says of the same bytes.
+* Every buffer is bounded: a head by `WireLimits.max_head`.
 """
 
 from __future__ import annotations
@@ -27,26 +31,32 @@ from ipaddress import IPv6Address
 from typing import NoReturn
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.headers import Headers, Item
+from frontd.model.headers import Block, Headers, Item
+from frontd.protocol.chunks import CHUNKS_AT_ONCE as CHUNKS_AT_ONCE
+from frontd.protocol.chunks import ChunkScanner as ChunkScanner
+from frontd.protocol.fieldlines import TOKEN, VALUE, Facts, adopt, match_field, read_fields, remember_block
 
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
-_FIELDS = rb"((?:" + TOKEN + rb":" + VALUE + rb"\r\n)*)"
-_REQUEST = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])\r\n" + _FIELDS + rb"\r\n")
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + VALUE + rb"))?\r\n" + _FIELDS + rb"\r\n")
-_FIELD_LINES = re.compile(_FIELDS + rb"\r\n")
-_FIELD = re.compile(rb"(" + TOKEN + rb"):(" + VALUE + rb")")
+# Start lines, and behind them all field lines; what is optional in a status line is written so that nothing is tried.
+# The first is the second for HTTP/1.1 and a target that is a path; an origin-form has no fragment (RFC 9112 3.2.1).
+_match_usual_request = re.compile(
+    rb"(" + TOKEN + rb") (/[\x21\x22\x24-\x7e]*) HTTP/1\.1\r\n(.*)", re.DOTALL
+).fullmatch
+_match_request = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/(1\.[01])\r\n(.*)", re.DOTALL).fullmatch
+_match_response = re.compile(
+    rb"HTTP/(1\.[01]) ([1-5][0-9][0-9])(?=[ \r]) ?(" + VALUE + rb")\r\n(.*)", re.DOTALL
+).fullmatch
+_STATUS = {b"%d" % status: status for status in range(100, 600)}  # a look-up is quicker than int()
 _VERSION = re.compile(rb"HTTP/[0-9]+(?:\.[0-9]+)?")
 # What no byte still to come can mend: a control byte, LF without CR before it, CR with something else behind it.
 _CERTAIN_ERROR = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])", re.DOTALL)
-_NUMBER = re.compile(rb"[0-9]{1,18}")
-# chunk-ext is allowed and ignored (RFC 9112 7.1.1); white space around the size is not (RFC 9112 errata, smuggling)
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + VALUE + rb")?")
+_MOST_DIGITS = 18  # of a Content-Length: what fits a signed 64-bit number whatever the digits are
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
-
-MAX_CHUNK_LINE = 512  # bytes; extensions are unused in practice, nginx and h11 bound them too
-MAX_TRAILERS = 200  # fields, as many as a head may have by default
-CHUNKS_AT_ONCE = 64  # one client's one-byte chunks would keep everybody else waiting
+# A short buffer that ends like a head most often is one, and an empty line inside it would not pass as a field; longer
+# ones are searched, so that a client that sends many requests at once does not have all of them split for each.
+_LONGEST_GUESS = 2048  # bytes
+_NEVER_PLAIN_METHODS = frozenset((b"CONNECT", b"TRACE"))  # RFC 9110 9.3.6, 9.3.8
+# What Connection may say in a plain head, in the usual spellings; others are looked up in lower case.
+_SAID = {b"keep-alive": True, b"Keep-Alive": True, b"close": False, b"Close": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +69,14 @@ class WireLimits:
     max_fields: int = 200
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestHead:
-    """A complete request head that passed the wire check; `size` is its length in bytes with the final empty line."""
+    """A complete request head that passed the wire check; `size` is its length in bytes with the final empty line.
+
+    `plain`: HTTP/1.1 for a path, with one Host, no Transfer-Encoding, Expect or Upgrade, and a Connection field, if
+    any, of ``keep-alive`` or ``close`` alone; its body is `content_length` bytes long (None: no body).  `keep_alive`
+    is the client's part of the connection's fate: False in HTTP/1.0 and when it said ``close`` (RFC 9112 9.3).
+    """
 
     method: bytes
     target: bytes
@@ -70,11 +85,18 @@ class RequestHead:
     size: int
     content_length: int | None = None
     chunked: bool = False
+    plain: bool = False
+    keep_alive: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ResponseHead:
-    """A complete response head that passed the wire check."""
+    """A complete response head that passed the wire check; `size` in bytes.
+
+    `plain`: HTTP/1.1, a final status, no Upgrade, Connection as for requests, and a body that is `chunked` or ends
+    after `content_length` bytes, or none at all: with 204 and 304, and as an answer to HEAD, whatever the fields say
+    (RFC 9112 6.3).  `keep_alive` as for requests.
+    """
 
     status: int
     reason: bytes
@@ -83,34 +105,71 @@ class ResponseHead:
     size: int
     content_length: int | None = None
     chunked: bool = False
+    plain: bool = False
+    keep_alive: bool = True
 
 
 # ---------------------------------------------------------------------------------------------------- requests
 
 
-def scan_request(buffer: bytearray, limits: WireLimits, start: int = 0) -> RequestHead | None:
+def scan_request(buffer: bytes | bytearray, limits: WireLimits, start: int = 0) -> RequestHead | None:
     """Look for a complete request head at the front of `buffer`; bytes before `start` were seen without finding an end.
 
     Returns None when more bytes are needed.  Raises `FrontdError` (downstream reasons) as soon as an error is certain.
     """
-    end = buffer.find(b"\r\n\r\n", max(0, start - 3), limits.max_head)
-    if end < 0:
-        found = _certain_error(buffer, start, limits)
-        if found is not None:
-            _explain_byte(buffer, found)
-        if len(buffer) > limits.max_head:
-            raise _head_too_long(limits)
-        return None
-    size = end + 4
-    _count_fields(buffer, size, limits)
-    match = _REQUEST.fullmatch(buffer, 0, size)
-    if match is None:
-        _explain_request(bytes(buffer[:size]))
-    method, target, minor, lines = match.groups()
-    items = _split_fields(lines, limits)
-    head = RequestHead(method, target, b"1." + minor, Headers(items), size)
-    _check_request_framing(head)
+    end = len(buffer) - 4
+    if end > _LONGEST_GUESS or end + 4 > limits.max_head or not buffer.endswith(b"\r\n\r\n"):
+        end = buffer.find(b"\r\n\r\n", start - 3 if start > 3 else 0, limits.max_head)
+        if end < 0:
+            found = _certain_error(buffer, start, limits)
+            if found is not None:
+                _explain_byte(buffer, found)
+            if len(buffer) > limits.max_head:
+                raise _head_too_long(limits)
+            return None
+    match = _match_usual_request(buffer, 0, end + 2)
+    if match is not None:
+        method, target, block = match.groups()
+        version, plain = b"1.1", method not in _NEVER_PLAIN_METHODS
+        known = _requests.get(block)
+        if known is not None and plain and len(known.items) <= limits.max_fields and end <= limits.max_field:
+            headers = adopt(known.items.copy(), known)
+            return RequestHead(
+                method, target, version, headers, end + 4, known.content_length, False, True, known.keep_alive
+            )
+    else:
+        match = _match_request(buffer, 0, end + 2)
+        if match is None:
+            return _scan_first(buffer, end, limits)
+        method, target, version, block = match.groups()
+        plain = False
+    lines = block.split(b"\r\n", limits.max_fields)
+    if lines.pop():  # behind the last CR LF nothing is left, or else what was beyond the limit
+        return _scan_first(buffer, end, limits)
+    fields = read_fields(lines)
+    if fields is None:
+        return _scan_first(buffer, end, limits)
+    items, facts, repeated, remembered = fields
+    if end > limits.max_field:
+        _check_sizes(items, limits)
+    head = RequestHead(method, target, version, adopt(items), end + 4, None, False, plain)
+    if not plain or repeated or len(facts) > 1 or b"host" not in facts:
+        _check_request_framing(head, facts, repeated)
+    if remembered and head.plain:
+        remember_block(_requests, block, items, head.content_length, keep=head.keep_alive)
     return head
+
+
+_requests: dict[bytes, Block] = {}  # field lines of plain heads
+_answers: dict[bytes, Block] = {}
+
+
+def _scan_first(buffer: bytes | bytearray, end: int, limits: WireLimits) -> RequestHead | None:
+    """What does not match up to `end` is wrong, or was more than one head: then the first of them, alone."""
+    first = buffer.find(b"\r\n\r\n", 0, end + 4)
+    if first == end:
+        _explain_request(buffer, end, limits)
+    return scan_request(buffer[: first + 4], limits)
 
 
 def _head_too_long(limits: WireLimits) -> FrontdError:
@@ -118,7 +177,7 @@ def _head_too_long(limits: WireLimits) -> FrontdError:
     return FrontdError(Reason.RequestLength, hint=hint)
 
 
-def _certain_error(buffer: bytearray, start: int, limits: WireLimits) -> int | None:
+def _certain_error(buffer: bytes | bytearray, start: int, limits: WireLimits) -> int | None:
     """Where an incomplete head is wrong whatever follows.
 
     Bytes beyond the limit are not looked at, so that the verdict does not depend on how many of them came at once.
@@ -138,31 +197,28 @@ def _explain_byte(data: bytes | bytearray, at: int) -> NoReturn:
     )
 
 
-def _count_fields(buffer: bytearray, size: int, limits: WireLimits) -> None:
-    """Counted before anything is matched: the expression below needs 400 bytes for each field line."""
-    if buffer.count(b"\r\n", 0, size) - 2 > limits.max_fields:
-        found = _CERTAIN_ERROR.search(buffer, 0, size)
-        if found is not None:  # as it would have been refused, had the head come byte by byte
-            _explain_byte(buffer, found.start())
-        raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_fields ({limits.max_fields} fields).")
+def _refuse_count(buffer: bytes | bytearray, end: int, limits: WireLimits) -> NoReturn:
+    """Counted before anything is matched; only an error that byte by byte would have come first goes first."""
+    found = _CERTAIN_ERROR.search(buffer, 0, end + 4)
+    if found is not None:
+        _explain_byte(buffer, found.start())
+    raise FrontdError(Reason.FieldLength, hint=f"The limit is limits.max_fields ({limits.max_fields} fields).")
 
 
-def _split_fields(lines: bytes, limits: WireLimits) -> list[Item]:
-    """Field lines that matched `_FIELDS`, as items; their sizes are checked here."""
-    items: list[Item] = []
-    for line in lines.split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
-        value = value.strip(b" \t")
+def _check_sizes(items: list[Item], limits: WireLimits) -> None:
+    """Only a head that is itself longer than `max_field` can hold a field that is."""
+    for _, name, value in items:
         if len(name) + len(value) > limits.max_field:
             raise FrontdError(
                 Reason.FieldLength, hint=f"The limit of one field is limits.max_field ({limits.max_field} bytes)."
             )
-        items.append((name.lower(), name, value))
-    return items
 
 
-def _explain_request(head: bytes) -> NoReturn:
+def _explain_request(buffer: bytes | bytearray, end: int, limits: WireLimits) -> NoReturn:
     """Name what is wrong with a complete head that did not match."""
+    if buffer.count(b"\r\n", 0, end) > limits.max_fields:
+        _refuse_count(buffer, end, limits)
+    head = bytes(buffer[: end + 4])
     found = _CERTAIN_ERROR.search(head)
     if found is not None:
         _explain_byte(head, found.start())
@@ -186,39 +242,53 @@ def _explain_fields(lines: bytes, reason: Reason) -> NoReturn:
     for number, line in enumerate(lines.split(b"\r\n"), 1):
         if line[:1] in (b" ", b"\t"):
             raise FrontdError(reason, detail=f"field line {number} is folded (obs-fold)")
-        if line and not _FIELD.fullmatch(line):
+        if line and not match_field(line):
             raise FrontdError(reason, detail=f"field line {number} is not 'name: value'")
     raise FrontdError(reason, detail="the field lines are not valid")
 
 
-def _check_request_framing(head: RequestHead) -> None:
-    headers = head.headers
-    codings = headers.get_all(b"transfer-encoding")
-    lengths = headers.get_all(b"content-length")
-    if codings:
-        if lengths:
+def _check_request_framing(head: RequestHead, facts: Facts, repeated: tuple[bytes, ...]) -> None:
+    """Fill in how the message is framed and what becomes of its connection.  Raises `FrontdError`."""
+    length = facts.get(b"content-length")
+    if b"transfer-encoding" in facts:
+        if length is not None:
             raise FrontdError(Reason.BadRequest, detail="both Content-Length and Transfer-Encoding (RFC 9112 6.1)")
         if head.version == b"1.0":
             raise FrontdError(Reason.BadRequest, detail="Transfer-Encoding in HTTP/1.0 (RFC 9112 6.1)")
-        if len(codings) > 1:
+        if b"transfer-encoding" in repeated:
             raise FrontdError(Reason.BadRequest, detail="Transfer-Encoding more than once")
-        if codings[0].lower() != b"chunked":
+        if facts[b"transfer-encoding"].lower() != b"chunked":
             raise FrontdError(Reason.NotImplemented_NI, detail="a transfer coding other than chunked")
-        head.chunked = True
-    if lengths:
-        if len(lengths) > 1:
+        head.chunked, head.plain = True, False
+    if length is not None:
+        if b"content-length" in repeated:
             raise FrontdError(Reason.BadRequest, detail="Content-Length more than once")
-        head.content_length = content_length(lengths[0])
-    hosts = headers.get_all(b"host")
-    if len(hosts) > 1:
+        head.content_length = content_length(length)
+    if b"host" in repeated:
         raise FrontdError(Reason.Hostname, detail="Host more than once")
-    if not hosts and head.version == b"1.1":
+    if b"host" not in facts and head.version == b"1.1":
         raise FrontdError(Reason.Hostname, detail="no Host field (RFC 9112 3.2)")
+    _settle_connection(head, facts, repeated)
+
+
+def _settle_connection(head: RequestHead | ResponseHead, facts: Facts, repeated: tuple[bytes, ...]) -> None:
+    """Set `keep_alive` as RFC 9112 9.3 has it, and take `plain` away where a fact asks for more than framing."""
+    if b"connection" in facts:
+        said = _SAID.get(facts[b"connection"])
+        if said is None or repeated:
+            said = b"close" not in head.headers.tokens(b"connection")
+            head.plain = head.plain and facts[b"connection"].lower() in _SAID
+        head.keep_alive = said
+    if head.plain:
+        if repeated or b"expect" in facts or b"upgrade" in facts:
+            head.plain = False
+    elif head.version == b"1.0":
+        head.keep_alive = False
 
 
 def content_length(value: bytes) -> int:
     """A Content-Length value (RFC 9110 8.6: digits only).  Raises `FrontdError` with `Reason.Number`."""
-    if not _NUMBER.fullmatch(value):
+    if len(value) > _MOST_DIGITS or not value.isdigit():
         raise FrontdError(Reason.Number, detail="Content-Length is not a number of at most 18 digits")
     return int(value)
 
@@ -246,15 +316,15 @@ def split_authority(value: bytes) -> bytes:
 RESPONSE_LIMITS = WireLimits(65536, 65536, 1000)  # an app of ours, not a stranger: nginx 4-8 KiB, Caddy 10 MiB
 
 
-def scan_response(buffer: bytearray, *, lenient: bool = False, start: int = 0) -> ResponseHead | None:
+def scan_response(buffer: bytes | bytearray, *, lenient: bool = False, start: int = 0) -> ResponseHead | None:
     """Look for a complete response head at the front of `buffer`.
 
-    `lenient` accepts bare LF and folded lines of old backends: they are mended in `buffer` before the check.  Returns
-    None when more bytes are needed; raises `FrontdError` with `Reason.BadUpstreamHead`.
+    `lenient` accepts bare LF and folded lines of old backends: they are mended in `buffer`, a bytearray, before the
+    check.  Returns None when more bytes are needed; raises `FrontdError` with `Reason.BadUpstreamHead`.
     """
-    if lenient and _mend(buffer, start):
+    if lenient and isinstance(buffer, bytearray) and _mend(buffer, start):
         start = 0
-    end = buffer.find(b"\r\n\r\n", max(0, start - 3), RESPONSE_LIMITS.max_head)
+    end = buffer.find(b"\r\n\r\n", start - 3 if start > 3 else 0, RESPONSE_LIMITS.max_head)
     if end < 0:
         found = None if lenient else _certain_error(buffer, start, RESPONSE_LIMITS)
         if found is not None:
@@ -265,17 +335,41 @@ def scan_response(buffer: bytearray, *, lenient: bool = False, start: int = 0) -
             raise FrontdError(Reason.BadUpstreamHead, detail="the response head is larger than 64 KiB")
         return None
     try:
-        _count_fields(buffer, end + 4, RESPONSE_LIMITS)
-        match = _RESPONSE.fullmatch(buffer, 0, end + 4)
-        if match is None:
-            _explain_fields(bytes(buffer[: end + 2]).partition(b"\r\n")[2], Reason.BadUpstreamHead)
-        minor, status, reason, lines = match.groups()
-        items = _split_fields(lines, RESPONSE_LIMITS)
-        head = ResponseHead(int(status), reason or b"", b"1." + minor, Headers(items), end + 4)
-        _check_response_framing(head)
+        return _read_response(buffer, end)
     except FrontdError as error:
         raise FrontdError(Reason.BadUpstreamHead, detail=error.detail or error.hint) from None
+
+
+def _read_response(buffer: bytes | bytearray, end: int) -> ResponseHead:
+    """The complete head that ends at `end`, without its empty line.  Raises `FrontdError` with any reason."""
+    match = _match_response(buffer, 0, end + 2)
+    if match is None:
+        _explain_response(buffer, end)
+    version, status, reason, block = match.groups()
+    known = _answers.get(block)
+    if known is not None and version == b"1.1" and (code := _STATUS[status]) >= 200:
+        length = known.content_length
+        if length is not None or known.chunked or code in (204, 304):
+            headers, chunked = adopt(known.items.copy(), known), known.chunked
+            return ResponseHead(code, reason, version, headers, end + 4, length, chunked, True, known.keep_alive)
+    lines = block.split(b"\r\n", RESPONSE_LIMITS.max_fields)
+    if lines.pop():  # behind the last CR LF nothing is left, or else what was beyond the limit
+        _refuse_count(buffer, end, RESPONSE_LIMITS)
+    fields = read_fields(lines)
+    if fields is None:
+        _explain_response(buffer, end)
+    items, facts, repeated, remembered = fields
+    head = ResponseHead(_STATUS[status], reason, version, adopt(items), end + 4)
+    _check_response_framing(head, facts, repeated)
+    if remembered and head.plain:
+        remember_block(_answers, block, items, head.content_length, chunked=head.chunked, keep=head.keep_alive)
     return head
+
+
+def _explain_response(buffer: bytes | bytearray, end: int) -> NoReturn:
+    if buffer.count(b"\r\n", 0, end) > RESPONSE_LIMITS.max_fields:
+        _refuse_count(buffer, end, RESPONSE_LIMITS)
+    _explain_fields(bytes(buffer[: end + 2]).partition(b"\r\n")[2], Reason.BadUpstreamHead)
 
 
 _LENIENT_END = re.compile(rb"\r?\n\r?\n")
@@ -291,98 +385,24 @@ def _mend(buffer: bytearray, start: int) -> bool:
     return True
 
 
-def _check_response_framing(head: ResponseHead) -> None:
-    codings = head.headers.get_all(b"transfer-encoding")
-    lengths = head.headers.get_all(b"content-length")
-    if codings:
-        if lengths:
+def _check_response_framing(head: ResponseHead, facts: Facts, repeated: tuple[bytes, ...]) -> None:
+    """Fill in how the message is framed and what becomes of its connection.  Raises `FrontdError`."""
+    length = facts.get(b"content-length")
+    if b"transfer-encoding" in facts:
+        if length is not None:
             raise FrontdError(Reason.BadUpstreamHead, detail="both Content-Length and Transfer-Encoding")
-        if head.version == b"1.0" or len(codings) > 1 or codings[0].lower() != b"chunked":
+        coding = facts[b"transfer-encoding"].lower()
+        if head.version == b"1.0" or b"transfer-encoding" in repeated or coding != b"chunked":
             raise FrontdError(Reason.BadUpstreamHead, detail="a transfer coding other than one chunked in HTTP/1.1")
         head.chunked = True
-    if len(lengths) > 1:
-        raise FrontdError(Reason.BadUpstreamHead, detail="Content-Length more than once")
-    if lengths:
-        head.content_length = content_length(lengths[0])
-
-
-# ---------------------------------------------------------------------------------------------------- chunked bodies
-
-
-class ChunkScanner:
-    """Walks a chunked body, checks its lines on the wire and says how many bytes belong to it.
-
-    `consume(buffer)` returns how many bytes from the front are checked and belong to this message; `done` is set when
-    the final CR LF of the trailer section is among them.  One call walks at most `CHUNKS_AT_ONCE` chunks.  Raises
-    `FrontdError` with the reason given at construction.
-    """
-
-    __slots__ = ("_left", "_reason", "_seen", "_state", "_trailer_limit", "_trailer_size", "_trailers", "done")
-
-    def __init__(self, reason: Reason, trailer_limit: int) -> None:
-        self._reason = reason
-        self._trailer_limit = trailer_limit
-        self._trailer_size = 0
-        self._trailers = 0
-        self._state = "size"
-        self._left = 0
-        self._seen = 0  # bytes at the front of the buffer that hold no line end
-        self.done = False
-
-    def consume(self, buffer: bytearray) -> int:
-        """How many bytes at the front of `buffer` are checked and belong to this body.  Raises `FrontdError`."""
-        position, chunks = 0, 0
-        while not self.done:
-            if self._state == "data":
-                step = min(self._left, len(buffer) - position)
-                self._left -= step
-                position += step
-                if self._left:
-                    break
-                self._state = "crlf"
-            elif self._state == "crlf":
-                if len(buffer) - position < 2:
-                    self._refuse_unless(b"\r\n".startswith(buffer[position:]), "no CR LF after a chunk")
-                    break
-                self._refuse_unless(buffer[position : position + 2] == b"\r\n", "no CR LF after a chunk")
-                position += 2
-                self._state = "size"
-                chunks += 1
-                if chunks == CHUNKS_AT_ONCE:
-                    break
-            else:
-                limit = MAX_CHUNK_LINE if self._state == "size" else self._trailer_limit - self._trailer_size
-                end = buffer.find(b"\n", position + self._seen, position + limit + 2)
-                if end < 0:
-                    # with its CR, the longest line allowed is one byte longer than its content
-                    self._refuse_unless(len(buffer) - position <= limit + 1, f"a {self._state} line is too long")
-                    self._seen = len(buffer) - position
-                    break
-                self._seen = 0
-                line = bytes(buffer[position : end + 1])
-                self._refuse_unless(line.endswith(b"\r\n"), "bare LF in a chunked body")
-                position = end + 1
-                self._line(line[:-2])
-        return position
-
-    def _line(self, line: bytes) -> None:
-        if self._state == "size":
-            match = _CHUNK_LINE.fullmatch(line)
-            if match is None:
-                raise FrontdError(self._number_reason(), detail="a chunk-size line is not valid (RFC 9112 7.1)")
-            self._left = int(match.group(1), 16)
-            self._state = "data" if self._left else "trailer"
-        elif line:
-            self._trailer_size += len(line) + 2
-            self._trailers += 1
-            self._refuse_unless(self._trailers <= MAX_TRAILERS, f"more than {MAX_TRAILERS} trailer fields")
-            self._refuse_unless(_FIELD.fullmatch(line) is not None, "a trailer field is not valid")
+    if length is not None:
+        if b"content-length" in repeated:
+            raise FrontdError(Reason.BadUpstreamHead, detail="Content-Length more than once")
+        head.content_length = content_length(length)
+    if head.version == b"1.1" and head.status >= 200:
+        # in another spelling it is for h11, which makes it this one
+        if head.chunked:
+            head.plain = facts[b"transfer-encoding"] == b"chunked"
         else:
-            self.done = True
-
-    def _number_reason(self) -> Reason:
-        return Reason.Number if self._reason.source.value == "downstream" else self._reason
-
-    def _refuse_unless(self, good: bool, detail: str) -> None:
-        if not good:
-            raise FrontdError(self._reason, detail=detail)
+            head.plain = length is not None or head.status in (204, 304)
+    _settle_connection(head, facts, repeated)

@@ -12,7 +12,8 @@ from itertools import pairwise
 from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
-from frontd.protocol.h1 import ClientConnection, End, ServerConnection
+from frontd.protocol.framing import End
+from frontd.protocol.h1 import ClientConnection, ServerConnection
 from frontd.protocol.scan import RequestHead, ResponseHead, WireLimits
 
 Pairs = list[tuple[bytes, bytes]]

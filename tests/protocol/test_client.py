@@ -9,7 +9,8 @@ import pytest
 
 from frontd.model.errors import Reason
 from frontd.model.headers import Headers
-from frontd.protocol.h1 import ClientConnection, End, ServerConnection
+from frontd.protocol.framing import End
+from frontd.protocol.h1 import ClientConnection, ServerConnection
 from tests.protocol.talk import ask, asking, client_hears, now, read, request
 
 
@@ -39,7 +40,7 @@ def test_a_request_body_goes_out_in_the_framing_of_its_head() -> None:
     assert now(http.request_complete)
     http = ClientConnection()
     http.send_head("POST", b"/", Headers.of((b"Host", b"a"), (b"Content-Length", b"3")))
-    assert http.send_body(b"abc") + http.send_end(Headers.of((b"X", b"y"))) == b"abc"
+    assert bytes(http.send_body(b"abc")) + http.send_end(Headers.of((b"X", b"y"))) == b"abc"
     assert now(http.request_complete)
 
 

@@ -14,7 +14,8 @@ import pytest
 from frontd.lanes.requests import make_request
 from frontd.model.errors import Reason
 from frontd.model.headers import Headers
-from frontd.protocol.h1 import End, ServerConnection
+from frontd.protocol.framing import End
+from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import WireLimits
 from tests.protocol.talk import client_hears, each_byte, server_hears
 

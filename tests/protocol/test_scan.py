@@ -6,11 +6,9 @@ import h11
 import pytest
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.protocol.h1 import ClientConnection, ServerConnection
+from frontd.protocol.chunks import CHUNKS_AT_ONCE, MAX_CHUNK_LINE, MAX_TRAILERS
+from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import (
-    CHUNKS_AT_ONCE,
-    MAX_CHUNK_LINE,
-    MAX_TRAILERS,
     RESPONSE_LIMITS,
     ChunkScanner,
     WireLimits,
@@ -18,6 +16,7 @@ from frontd.protocol.scan import (
     scan_response,
     split_authority,
 )
+from tests.protocol.talk import asking
 
 START = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
@@ -252,10 +251,10 @@ class Watched(bytearray):
 
 
 def test_a_head_that_comes_byte_by_byte_is_searched_once() -> None:
-    http, buffer = ServerConnection(), Watched()
-    http._buffer = buffer
     head = START + b"X: " + b"y" * 8000 + b"\r\n\r\n"
-    for at in range(len(head)):
+    http, buffer = ServerConnection(), Watched(head[:1])
+    http._buffer = buffer
+    for at in range(1, len(head)):
         assert http.next_head(WireLimits()) is None
         http.receive(head[at : at + 1])
     assert http.next_head(WireLimits()) is not None
@@ -264,10 +263,10 @@ def test_a_head_that_comes_byte_by_byte_is_searched_once() -> None:
 
 @pytest.mark.parametrize("lenient", [False, True])
 def test_an_answer_head_that_comes_byte_by_byte_is_searched_once(lenient: bool) -> None:
-    http, buffer = ClientConnection(lenient=lenient), Watched()
-    http._buffer = buffer
     head = b"HTTP/1.1 200 OK\r\nX: " + b"y" * 8000 + b"\r\n\r\n"
-    for at in range(len(head)):
+    http, buffer = asking(lenient=lenient), Watched(head[:1])
+    http._buffer = buffer
+    for at in range(1, len(head)):
         assert http.next_head() is None
         http.receive(head[at : at + 1])
     assert http.next_head() is not None

@@ -15,8 +15,9 @@ from frontd.lanes.requests import make_request
 from frontd.model.errors import FrontdError
 from frontd.model.headers import Headers, announced_trailers
 from frontd.model.messages import Client, Request
-from frontd.pipeline.forward import downstream_headers, seal, upstream_headers, upstream_target
-from frontd.protocol.h1 import ClientConnection, End, ServerConnection
+from frontd.pipeline.fields import downstream_headers, seal, upstream_headers, upstream_target
+from frontd.protocol.framing import End
+from frontd.protocol.h1 import ClientConnection, ServerConnection
 from frontd.protocol.scan import WireLimits
 from tests.protocol.grammar import damaged_answers, damaged_pipelines
 from tests.protocol.talk import asking, client_hears, pairs, server_hears
