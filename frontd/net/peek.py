@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from frontd.model.errors import Reason
-from frontd.net.streams import Broken
+from frontd.net.streams import Broken, Stream
 from frontd.net.traps import readable
 from frontd.protocol.hello import Need
 
@@ -22,30 +22,21 @@ class NothingSent(Exception):
     """The peer connected and left without a byte: a port scan, a health check, a browser that thought better of it."""
 
 
-class _Bare:
-    """Lets `readable` wait on a socket that has no `Stream` yet."""
-
-    __slots__ = ("sock",)
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-
-async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: int, deadline: float) -> T:
+async def peek(stream: Stream, read: Callable[[bytes], T | Need], limit: int, deadline: float) -> T:
     """What `read` makes of the first bytes, at most `limit` of them.
 
     `read` gets at least one byte and answers `Need` for more.  Raises what `read` raises, `NothingSent`, `Broken`
     when the peer ends too early or resets, and `FrontdError` with ``Timer_HeaderWait`` at `deadline`
     (s of trio's clock).
     """
-    waiting = _Bare(sock)
+    sock = stream.sock
     need = 1
     try:
         while True:
             try:
                 buffer = sock.recv(limit, socket.MSG_PEEK)
             except BlockingIOError:
-                pass
+                stream.ready = False
             else:
                 if not buffer:
                     raise NothingSent("the connection ended before its first byte")
@@ -56,7 +47,8 @@ async def peek(sock: socket.socket, read: Callable[[bytes], T | Need], limit: in
                     return found
                 need = found.size
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, need)
-            await readable(waiting, deadline, Reason.Timer_HeaderWait)
+                stream.ready = stream.ending
+            await readable(stream, deadline, Reason.Timer_HeaderWait)
     except OSError as error:
         raise Broken(error.strerror or type(error).__name__) from None
     finally:

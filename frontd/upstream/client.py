@@ -18,14 +18,17 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import trio
 
 from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason, UpstreamGone
-from frontd.net.streams import Broken, Stream, tcp_options
+from frontd.net.sockets import tcp_options
+from frontd.net.streams import READ_SIZE, Broken, Stream
 from frontd.net.tls import UntrustedUpstream, connect_tls
-from frontd.protocol.h1 import ClientConnection, End
+from frontd.protocol.framing import End, Part
+from frontd.protocol.h1 import ClientConnection
 from frontd.protocol.scan import ResponseHead
 
 
@@ -67,19 +70,43 @@ class Dialect:
         return replace(self, server_name=server_name)
 
 
-class Upstream:
-    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is a time on trio's clock."""
+class Home(Protocol):
+    """Where connections wait for their next exchange."""
 
-    __slots__ = ("http", "idle_since", "stream", "uses")
+    def forget(self, upstream: Upstream, /) -> None:
+        """Close it, if it waits here."""
+
+
+class Upstream:
+    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is a time on trio's clock;
+    `is_idle`: it waits for an exchange, at `place`."""
+
+    __slots__ = ("http", "idle_since", "is_idle", "place", "stream", "uses")
+
+    hears_end = False
 
     def __init__(self, stream: Stream, *, lenient: bool = False) -> None:
         self.stream = stream
         self.http = ClientConnection(lenient=lenient)
         self.uses = 0
         self.idle_since = 0.0
+        self.is_idle = False
+        self.place: Home | None = None
+        stream.owner = self
 
     def __repr__(self) -> str:
         return f"<Upstream {self.stream!r} uses={self.uses}>"
+
+    @property
+    def watched(self) -> bool:
+        """Whether a reactor will tell of an end or of bytes while it waits, and there are none now."""
+        stream = self.stream
+        return stream.lane is not None and not stream.ready
+
+    def on_event(self, stream: Stream) -> None:
+        """Something came, and no exchange waits for it."""
+        if self.is_idle and self.place is not None and not self.is_alive():
+            self.place.forget(self)
 
     def is_alive(self) -> bool:
         """Whether an idle connection still stands: nothing to read, neither an end nor unasked bytes."""
@@ -90,12 +117,15 @@ class Upstream:
 
     def head_now(self) -> ResponseHead | None:
         """The next response head if it is there.  Raises `UpstreamGone` or `FrontdError`."""
-        while (head := self.http.next_head()) is None:
+        http = self.http
+        head = http.next_head() if http.started else None
+        while head is None:
             data = self._receive_now()
             if data is None:
                 return None
-            if not data and not self.http.started:
+            if not data and not http.started:
                 raise UpstreamGone("ended without an answer")
+            head = http.next_head()
         return head
 
     def body_now(self) -> bytes | End | None:
@@ -105,7 +135,24 @@ class Upstream:
                 return None
         return part
 
-    def send_now(self, data: bytes) -> bool:
+    def part_now(self, size: int) -> Part | End | None:
+        """`body_now` for who is done with the part before anything else is read: parts of a large body are of up to
+        `size` bytes, in the buffer that all share (`Stream.receive_view`).  Raises `FrontdError`."""
+        ahead = self.http.body_ahead
+        if ahead <= READ_SIZE:
+            return self.body_now()
+        try:
+            part = self.stream.receive_view(min(ahead, size))
+        except Broken as error:
+            raise FrontdError(Reason.BadUpstreamBody, detail=str(error)) from None
+        if part:
+            self.http.body_came_elsewhere(len(part))
+        elif part is not None:
+            self.http.receive(b"")
+            return self.http.next_body()
+        return part
+
+    def send_now(self, data: Part) -> bool:
         """Queue `data` and send what goes; True when nothing is left waiting.  Raises `UpstreamGone`."""
         try:
             return self.stream.send_now(data)

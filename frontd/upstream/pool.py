@@ -10,10 +10,20 @@ A request takes a place only when that place is not known to be down.  When a co
 request goes back to where it stood in the queue; from then on `run` probes the address (50 ms, doubling to 1 s) and
 puts it back into rotation with the connection it made.  So an app that restarts costs waiting, not errors.
 
+Where `concurrency` is set, a lease holds a permit of its place (`net.permits`).  A place that is full because others
+hold permits of it, another front or the pool that this one replaces, is watched by `run` as long as requests wait.
+While requests wait in other fronts, no permit is taken but by that watch, be it for a request that has just come or in
+place of one just given back: the first front to be told that one is free has it, and none can starve another.
+
+A connection that waits for its next exchange is looked after by a reactor, which has it closed when the app ends it
+or speaks unasked (`Upstream.watched`), or is looked at when it is taken.
+
 Invariants
 ----------
 * ``place.active`` is the number of leases on it: each `Lease` is ended exactly once, by `give_back` or `discard`.
+* A lease holds one permit of its place, from the beginning to the end.
 * Nobody overtakes the queue: while it is not empty, `lease_nowait` answers None.
+* While requests wait and a permit is held elsewhere, somebody watches for it.
 * A name that does not resolve, or no longer does, is not an error: its requests wait.
 * An app without a trusted certificate is not waited for: when there are only such, ``UpstreamTls`` is answered at once.
 * State outlives configuration: a pool whose configuration is unchanged keeps everything over a reload.
@@ -23,15 +33,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose
+from frontd.net.permits import Permits, permits
+from frontd.net.shared import LocalSlots, Slots
+from frontd.net.traps import clock
+from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose, take_place
 from frontd.upstream.client import Address, ConnectFailed, Dialect, Upstream, connect
 from frontd.upstream.queue import RequestQueue
 
@@ -90,24 +101,30 @@ class Lease:
 
     def give_back(self) -> None:
         """The exchange is over; the connection is kept when both sides allow it."""
-        self._end(keep=True)
+        if not self.ended:
+            self.ended = True
+            self.pool.release(self, keep=True)
 
     def discard(self) -> None:
         """The exchange is over and so is the connection.  Harmless after `give_back`."""
-        self._end(keep=False)
-
-    def _end(self, *, keep: bool) -> None:
         if not self.ended:
             self.ended = True
-            self.pool.release(self, keep=keep)
+            self.pool.release(self, keep=False)
 
 
 class Pool:
-    """Named set of targets with one bounded request queue (IIS: application pool)."""
+    """Named set of targets with one bounded request queue (IIS: application pool).
 
-    def __init__(self, settings: PoolSettings) -> None:
+    `slots`: where counters and permits are found by name, those of all fronts and of the pool that this one replaces.
+    """
+
+    def __init__(self, settings: PoolSettings, slots: LocalSlots | None = None) -> None:
         self.settings = settings
-        self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit)
+        self.slots = slots if slots is not None else LocalSlots()
+        counter = self.slots.counter(f"queue {settings.name}")
+        self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit, counter)
+        self._waiting = self.queue.waiters
+        self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
         self.places: list[Place] = []
         self._turn = 0
         self._work = trio.Event()
@@ -129,24 +146,45 @@ class Pool:
 
     def lease_nowait(self) -> Lease | None:
         """A lease on an idle connection, if one is free and nobody waits for it."""
-        if len(self.queue):
+        if self._waiting or (self._is_shared and self._others_wait()):
             return None
-        place = choose(self.places, self._turn, self.settings.concurrency)
-        upstream = self._idle_of(place) if place is not None else None
-        return self._lease_on(place, upstream) if place is not None and upstream is not None else None
-
-    def _take(self) -> Lease | None:
-        place = choose(self.places, self._turn, self.settings.concurrency)
-        return self._lease_on(place, self._idle_of(place)) if place is not None else None
-
-    def _lease_on(self, place: Place, upstream: Upstream | None) -> Lease:
-        self._turn = self.places.index(place) + 1  # counted from the place taken, so that one that is out favours none
+        places = self.places
+        if len(places) == 1 and places[0].permits is None and not places[0].is_out:
+            at = 0
+        elif (at := choose(places, self._turn)) < 0:
+            return None
+        place = places[at]
+        # An idle connection comes first: a permit that is taken and given back would wake other fronts for nothing.
+        if not place.idle or (place.permits is not None and not place.permits.take()):
+            return None
+        upstream = place.idle[-1]
+        if upstream.stream.lane is not None and not upstream.stream.ready:  # its reactor would have told otherwise
+            place.idle.pop()
+            upstream.is_idle = False
+            upstream.uses += 1
+        elif (found := self._idle_of(place)) is not None:
+            upstream = found
+        else:
+            if place.permits is not None:
+                place.permits.give()
+            return None
+        self._turn = at + 1
         return Lease(self, place, upstream)
 
+    def _take(self) -> Lease | None:
+        at = take_place(self.places, self._turn)
+        if at < 0:
+            return None
+        self._turn = at + 1  # counted from the place taken, so that one that is out favours none
+        place = self.places[at]
+        return Lease(self, place, self._idle_of(place))
+
     def _idle_of(self, place: Place) -> Upstream | None:
-        while place.idle:
-            upstream = place.idle.pop()  # the youngest: the least likely to be closed by the app meanwhile
-            if upstream.is_alive():
+        idle = place.idle
+        while idle:
+            upstream = idle.pop()  # the youngest: the least likely to be closed by the app meanwhile
+            upstream.is_idle = False
+            if upstream.watched or upstream.is_alive():
                 upstream.uses += 1
                 return upstream
             upstream.stream.close_now()
@@ -157,21 +195,44 @@ class Pool:
         place, upstream = lease.place, lease.upstream
         place.active -= 1
         if upstream is not None:
-            if keep and upstream.http.reusable and not upstream.stream.pending and self._keeps(place):
-                upstream.http.next_cycle()
-                upstream.idle_since = trio.current_time()
+            kept = keep and not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
+            stream = upstream.stream
+            if kept and not stream.pending and not stream.ending and upstream.http.recycle():
+                upstream.idle_since = clock.now()
                 place.idle.append(upstream)
+                upstream.is_idle = True
             else:
                 upstream.stream.close_now()
-        self._dispatch()
+        if place.permits is not None:
+            place.permits.give()
+        if self._is_shared and self._others_wait():
+            self._watch()
+        elif self._waiting:
+            self._dispatch()
 
     def _keeps(self, place: Place) -> bool:
         return not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
 
     def _dispatch(self) -> None:
         """Give free places to waiting requests, first come first served."""
-        while len(self.queue) and (lease := self._take()) is not None:
+        while self._waiting and (lease := self._take()) is not None:
             self.queue.serve_next(lease)
+        if self._waiting:
+            self._watch()
+
+    def _others_wait(self) -> bool:
+        """Whether requests wait in other fronts."""
+        return self.queue.counter.others() > 0
+
+    def _watch(self) -> None:
+        """Have `run` watch the places of which others hold permits."""
+        if any(self._may_be_freed(place) and not place.awaited for place in self.places):
+            self._work.set()
+
+    @staticmethod
+    def _may_be_freed(place: Place) -> bool:
+        """Whether somebody else may give a permit of `place` back."""
+        return not place.is_out and place.permits is not None and place.active < place.permits.limit
 
     def _update_places(self) -> None:
         """Make the places fit the known addresses: new ones join, removed ones finish what they hold."""
@@ -182,11 +243,18 @@ class Pool:
                 place.gone = True
                 place.close_idle()
         have = {(place.target, place.address) for place in kept}
-        new = [Place(text, address, target.dialect) for (text, address), target in wanted.items()
-               if (text, address) not in have]  # fmt: skip
+        new = [
+            Place(text, address, target.dialect, self._permits(address))
+            for (text, address), target in wanted.items()
+            if (text, address) not in have
+        ]
         self.places = kept + new
         if new:
             self._dispatch()
+
+    def _permits(self, address: Address) -> Permits | None:
+        limit = self.settings.concurrency
+        return permits(self.slots, f"{self.settings.name} {address}", limit) if limit is not None else None
 
     def _connect_failed(self, lease: Lease, error: ConnectFailed) -> None:
         place = lease.place
@@ -203,16 +271,11 @@ class Pool:
         lease.place.close_idle()
         lease.discard()
 
-    @contextmanager
-    def exchange(self) -> Iterator[None]:
-        """While one exchange may still come back for a lease; a retired pool lives on for it."""
-        self.exchanges += 1
-        try:
-            yield
-        finally:
-            self.exchanges -= 1
-            if self._retired:
-                self._work.set()
+    def exchange_over(self) -> None:
+        """One of `exchanges` will not come back for a lease any more; a retired pool lives on until then."""
+        self.exchanges -= 1
+        if self._retired:
+            self._work.set()
 
     # ------------------------------------------------------------------ the hands: asynchronous
 
@@ -226,12 +289,13 @@ class Pool:
         number = self.queue.draw()
         first = True
         while True:
-            lease = self._take() if not len(self.queue) else None
+            lease = None if self._waiting or (self._is_shared and self._others_wait()) else self._take()
             if lease is None:
                 self._refuse_untrusted()
                 if first:
                     self.queue.check_room()
                     first = False
+                self._watch()
                 deadline = began + self.settings.queue_wait
                 lease = await self.queue.wait(number, began, deadline, Lease.discard)
                 if lease is None:
@@ -248,6 +312,7 @@ class Pool:
                 lease.discard()
                 raise
             lease.upstream.uses = 1
+            lease.upstream.place = lease.place
             lease.place.succeeded()
             self._dispatch()
             return lease
@@ -289,6 +354,9 @@ class Pool:
                     if place.is_out and not place.probing and place.retry_at <= now:
                         place.probing = True
                         nursery.start_soon(self._probe, place)
+                    if self._waiting and not place.awaited and self._may_be_freed(place):
+                        place.awaited = True
+                        nursery.start_soon(self._watch_permits, place)
                 await self._wait_for_work(now)
             nursery.cancel_scope.cancel()
 
@@ -309,6 +377,17 @@ class Pool:
             while place.idle and place.idle[0].idle_since <= oldest:
                 place.idle.popleft().stream.close_now()
 
+    async def _watch_permits(self, place: Place) -> None:
+        """Give permits of `place` that others return to those who wait here."""
+        assert place.permits is not None
+        try:
+            self._dispatch()  # what was given before anybody watched
+            while self._waiting and not place.gone and self._may_be_freed(place):
+                await place.permits.wait()
+                self._dispatch()
+        finally:
+            place.awaited = False
+
     async def _probe(self, place: Place) -> None:
         """Try to connect to a place that is out; a success puts it back and keeps the connection."""
         try:
@@ -317,9 +396,11 @@ class Pool:
             place.failed(error, trio.current_time())
         else:
             place.succeeded()
+            upstream.place = place
             if self._keeps(place):
-                upstream.idle_since = trio.current_time()
+                upstream.idle_since = clock.now()
                 place.idle.append(upstream)
+                upstream.is_idle = True
             else:
                 upstream.stream.close_now()
             self._dispatch()
@@ -363,7 +444,8 @@ class Pool:
         self._work.set()
 
     def status(self) -> list[dict[str, object]]:
-        """One row for each place, for `frontd status`."""
+        """One row for each place, for `frontd status`: what this front has, and in ``held`` the permits that all fronts
+        hold (None without `concurrency`)."""
         rows: list[dict[str, object]] = [
             {
                 "target": place.target,
@@ -372,6 +454,7 @@ class Pool:
                 "active": place.active,
                 "idle": len(place.idle),
                 "concurrency": self.settings.concurrency,
+                "held": place.permits.total() if place.permits is not None else None,
                 "error": place.error,
             }
             for place in self.places
@@ -381,7 +464,8 @@ class Pool:
             if target.text not in resolved:
                 row: dict[str, object] = dict.fromkeys(("active", "idle"), 0)
                 row |= {"target": target.text, "address": "-", "state": "unresolved"}
-                row |= {"concurrency": self.settings.concurrency, "error": self._lookup_errors.get(target, "")}
+                row |= {"concurrency": self.settings.concurrency, "held": None}
+                row["error"] = self._lookup_errors.get(target, "")
                 rows.append(row)
         return rows
 

@@ -3,6 +3,9 @@
 A waiter keeps its place by the number it drew when it came: one whose connect failed goes back to where it stood, not
 to the end.  Handing out is synchronous: `serve_next` gives a lease to the first waiter and wakes it, so nobody can slip
 in between and a waiter that leaves can give its lease back.
+
+The limit holds for all fronts together: each adds what waits with it to a counter that all of them read.  Fronts that
+look at the same moment may let in one request each.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Generic, TypeVar
 import trio
 
 from frontd.model.errors import FrontdError, Reason
+from frontd.net.shared import Counter
 
 T = TypeVar("T")
 
@@ -35,17 +39,18 @@ class Waiter(Generic[T]):
 
 
 class RequestQueue(Generic[T]):
-    """Waiting requests in the order in which they came; `limit` bounds how many."""
+    """Waiting requests in the order in which they came; `limit` bounds how many, over all who share `counter`."""
 
-    __slots__ = ("_numbers", "_waiters", "limit")
+    __slots__ = ("_numbers", "counter", "limit", "waiters")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, counter: Counter | None = None) -> None:
         self.limit = limit
-        self._waiters: list[Waiter[T]] = []
+        self.counter = counter if counter is not None else Counter()
+        self.waiters: list[Waiter[T]] = []  # always this list, so that who asks often may keep it
         self._numbers = count(1)
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def draw(self) -> int:
         """The number that decides a request's position."""
@@ -53,12 +58,12 @@ class RequestQueue(Generic[T]):
 
     def longest(self, now: float) -> float:
         """For how many seconds the first waiter has waited."""
-        return now - self._waiters[0].since if self._waiters else 0.0
+        return now - self.waiters[0].since if self.waiters else 0.0
 
     def check_room(self) -> None:
         """Raises `FrontdError` with `Reason.QueueFull` when one more would exceed the limit."""
-        if len(self._waiters) >= self.limit:
-            raise FrontdError(Reason.QueueFull, detail=f"{len(self._waiters)} requests wait", retry_after=1)
+        if (waiting := self.counter.total()) >= self.limit:
+            raise FrontdError(Reason.QueueFull, detail=f"{waiting} requests wait", retry_after=1)
 
     async def wait(self, number: int, since: float, deadline: float, take_back: Callable[[T], None]) -> T | None:
         """Wait for what `serve_next` gives; None at `deadline` (s of trio's clock).
@@ -66,7 +71,8 @@ class RequestQueue(Generic[T]):
         Cancelled after something was given, it is handed to `take_back` before the cancellation goes on.
         """
         waiter: Waiter[T] = Waiter(number, since)
-        insort(self._waiters, waiter)
+        insort(self.waiters, waiter)
+        self.counter.add(1)
         try:
             with trio.CancelScope(deadline=deadline):
                 await waiter.event.wait()
@@ -77,11 +83,13 @@ class RequestQueue(Generic[T]):
             raise
         finally:
             if waiter.given is None and not waiter.event.is_set():
-                self._waiters.remove(waiter)
+                self.waiters.remove(waiter)
+                self.counter.add(-1)
         return waiter.given
 
     def serve_next(self, given: T) -> None:
         """Give to the first waiter and wake it; the queue must not be empty."""
-        waiter = self._waiters.pop(0)
+        waiter = self.waiters.pop(0)
+        self.counter.add(-1)
         waiter.given = given
         waiter.event.set()

@@ -14,7 +14,7 @@ import trio.testing
 
 from frontd.model.errors import FrontdError, Reason
 from frontd.net.peek import peek
-from frontd.net.streams import Broken
+from frontd.net.streams import Broken, Stream
 from frontd.net.traps import carry
 from frontd.protocol.hello import Need
 from tests.net.pki import Pki
@@ -129,7 +129,7 @@ async def test_what_was_peeked_is_still_there() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.testing.wait_all_tasks_blocked)
             far.sendall(b"345")
-            assert await carry(peek(near, five, 100, trio.current_time() + 5)) == b"12345"
+            assert await carry(peek(Stream(near), five, 100, trio.current_time() + 5)) == b"12345"
         assert near.recv(100) == b"12345"
         assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         far.sendall(b"x")  # the low-water mark is back: one byte is readable
@@ -143,7 +143,7 @@ async def test_the_end_wakes_a_reader_below_the_mark() -> None:
         far.sendall(b"12")
         far.shutdown(socket.SHUT_WR)
         with trio.fail_after(5), pytest.raises(Broken, match="ended inside its first bytes"):
-            await carry(peek(near, five, 100, trio.current_time() + 60))
+            await carry(peek(Stream(near), five, 100, trio.current_time() + 60))
 
 
 async def test_a_reset_is_an_end() -> None:
@@ -152,7 +152,7 @@ async def test_a_reset_is_an_end() -> None:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         far.close()
         with trio.fail_after(5), pytest.raises(Broken, match="reset"):
-            await carry(peek(near, five, 100, trio.current_time() + 60))
+            await carry(peek(Stream(near), five, 100, trio.current_time() + 60))
 
 
 async def test_the_deadline_ends_the_wait(autojump_clock: object) -> None:
@@ -161,6 +161,6 @@ async def test_the_deadline_ends_the_wait(autojump_clock: object) -> None:
         far.sendall(b"12")
         began = trio.current_time()
         with pytest.raises(FrontdError) as caught:
-            await carry(peek(near, five, 100, began + 7))
+            await carry(peek(Stream(near), five, 100, began + 7))
         assert caught.value.reason is Reason.Timer_HeaderWait
         assert trio.current_time() - began == pytest.approx(7)

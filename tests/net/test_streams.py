@@ -41,7 +41,7 @@ async def ends(pki: Pki | None) -> AsyncIterator[tuple[Stream, trio.abc.Stream]]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(secure.do_handshake)
                 deadline = trio.current_time() + 10
-                hello = await carry(peek_hello(near, deadline))
+                hello = await carry(peek_hello(Stream(near), deadline))
                 assert hello.server_name == "a.test"
                 stream = wrap(near, profile)
                 facts = await carry(shake_hands(stream, hello, profile, deadline))
@@ -284,14 +284,31 @@ async def test_lingering_reads_no_more_than_it_must() -> None:
         assert LINGER_BYTES - 1_000_000 <= sent < LINGER_BYTES + 16_000_000  # and what the kernel keeps
 
 
+class Listening:
+    """A reactor that only listens."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def forget(self, stream: Stream) -> None:
+        self.told.append(stream.sock.fileno())
+        stream.lane = None
+
+    def leave(self, stream: Stream) -> None:
+        raise AssertionError("nobody waits")
+
+    def tell_writable(self, stream: Stream) -> None:
+        raise AssertionError("nothing has to be written")
+
+
 async def test_closing_twice_and_telling_once() -> None:
     async with ends(None) as (stream, _):
-        told: list[int] = []
-        stream.before_close = lambda: told.append(stream.sock.fileno())
+        lane = Listening()
+        stream.lane = lane
         fd = stream.sock.fileno()
         stream.close_now()
         stream.abort()
         stream.close_now()
         await stream.close_gracefully()
-        assert told == [fd]
+        assert lane.told == [fd]
         assert repr(stream) == "<Stream plain fd=-1 pending=0 closed>"

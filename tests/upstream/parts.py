@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from frontd.model.headers import Headers
-from frontd.protocol.h1 import End
+from frontd.protocol.framing import End
 from frontd.upstream.client import Dialect
 from frontd.upstream.pool import Lease, Pool, PoolSettings, Target
 from tests.wire import Line
