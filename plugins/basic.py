@@ -12,6 +12,11 @@ A right password is remembered for `cache_ttl` under an HMAC-SHA256 whose key is
 site, the realm, the user, the stored hash and the password: so nothing that is remembered is of use outside of the
 process, and a line that is changed or removed is no longer found, at once.  Wrong passwords are not remembered.
 
+Clients send the same credentials with every request.  So that they need not be read each time, what right ones meant is
+kept as well, under a keyed BLAKE2b of the field as it was sent: the account, and the key under which the logon is
+remembered.  It opens nothing by itself: the account has to be the one of the file as it was last read, and the logon
+still remembered.
+
 How often somebody may guess, and why nobody can lock anybody else out, is told in `_throttle`.
 
 Invariants
@@ -38,6 +43,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -55,7 +61,9 @@ REMEMBERED = 10_000  # right passwords: about 3 MB; the one that was used longes
 # such a thread holds the interpreter's lock, and whatever keeps it from running then keeps the loop from it too.
 NICE = 10
 
-_KEY = secrets.token_bytes(32)  # of the process: what is remembered means nothing elsewhere
+# Of the process: what is remembered means nothing elsewhere.
+_KEY = secrets.token_bytes(32)
+_FIELD_KEY = secrets.token_bytes(32)
 
 
 def cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -102,6 +110,13 @@ class Attempt(NamedTuple):
     stored: str
     key: bytes
     address: str
+
+
+class Meaning(NamedTuple):
+    """What credentials that were right have meant: the key under which the logon is remembered, and whose it is."""
+
+    key: bytes
+    account: Account
 
 
 class Basic(frontd.Plugin):
@@ -191,6 +206,7 @@ class Basic(frontd.Plugin):
     def _take(self, users: passwords.Users) -> None:
         self._users = users
         self._accounts: dict[str, Account] = {}  # of those who have tried
+        self._meanings: dict[tuple[str, bytes], Meaning] = {}  # by site, and digest of the field
         self._stamp: passwords.Stamp | None = users.stamp
 
     def _account(self, user: str) -> Account | None:
@@ -242,7 +258,12 @@ class Basic(frontd.Plugin):
         Refuses with 401 ``LogonFailed`` (IIS 401.1), 403 ``TlsRequired`` (IIS 403.4), 429 ``LogonThrottled`` (RFC 6585
         4) and 503 ``LogonBusy``.
         """
-        scheme, token = exchange.request.credentials
+        request = exchange.request
+        sent = request.headers.get_all(b"authorization")
+        place = (exchange.site, blake2b(sent[0], key=_FIELD_KEY, digest_size=32).digest()) if len(sent) == 1 else None
+        if place is not None and (known := self._known(place, exchange)) is not None:
+            return known
+        scheme, token = request.credentials
         if scheme is not None and scheme != "basic":
             return None
         if self._is_readable(exchange):  # also without credentials: a challenge would only ask for them
@@ -257,11 +278,23 @@ class Basic(frontd.Plugin):
         stored = account.stored if account is not None else self._users.decoy(user)
         key = _digest(exchange.site, self._realm(exchange), user, stored, password)
         attempt = Attempt(user, password, stored, key, exchange.client.address)
-        if account is not None and self._remembers(attempt):
+        if account is not None and self._remembers(key, user, attempt.address):
+            if place is not None:
+                if len(self._meanings) >= REMEMBERED:
+                    del self._meanings[next(iter(self._meanings))]
+                self._meanings[place] = Meaning(key, account)
             return account.identity
         if attempt.key not in self._flights and (refusal := self._refusal(attempt)):
             return refusal
         return self._check(attempt)
+
+    def _known(self, place: tuple[str, bytes], exchange: frontd.Exchange) -> frontd.Identity | None:
+        """The user of credentials that were right before and still are; None: they have to be read."""
+        meaning = self._meanings.get(place)
+        if meaning is None or self._is_readable(exchange):
+            return None
+        identity = meaning.account.identity
+        return identity if self._remembers(meaning.key, identity.name, exchange.client.address) else None
 
     def _is_readable(self, exchange: frontd.Exchange) -> bool:
         """Whether passwords would be readable on the way, and the site does not say that they may."""
@@ -272,16 +305,16 @@ class Basic(frontd.Plugin):
 
     # ---------------------------------------------------------------------------------------------- a logon
 
-    def _remembers(self, attempt: Attempt) -> bool:
-        until = self._right.get(attempt.key)
+    def _remembers(self, key: bytes, user: str, address: str) -> bool:
+        until = self._right.get(key)
         if until is None:
             return False
         now = trio.current_time()
         if until <= now:
-            del self._right[attempt.key]
+            del self._right[key]
             return False
-        self._right.move_to_end(attempt.key)
-        return not self._throttle.is_shut(attempt.user, attempt.address, now)
+        self._right.move_to_end(key)
+        return not self._throttle.is_shut(user, address, now)
 
     def _refusal(self, attempt: Attempt) -> frontd.Refuse | None:
         """Why nothing can be hashed now."""

@@ -31,16 +31,14 @@ from __future__ import annotations
 import time
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from frontd_plugins import freshness
-from frontd_plugins._cache_entry import Ask, Destination, Entry, Url, ask_of, is_personal, url_of, url_size
+from frontd_plugins._cache_entry import NAME, Ask, Destination, Entry, Url, ask_of, is_personal, url_of, url_size
 from pydantic import Field
 
 import frontd
-
-NAME = "response_cache"
 
 # Methods that change nothing, from IANA's registry; one that is unknown counts as unsafe (RFC 9111 4.4).
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"))
@@ -60,6 +58,20 @@ class Flight:
         self.gave_up = False
 
 
+class Miss(NamedTuple):
+    """Why nothing is given out of the store (RFC 9211 2.2).  `hopes`: what was there could be given to others."""
+
+    why: str
+    detail: str = ""
+    hopes: bool = False
+
+
+_NOT_THERE = Miss("uri-miss")
+_OF_SOMEBODY = Miss("bypass", "identity")
+_NOT_WELCOME = Miss("request")
+_OTHER_METHOD = Miss("method")
+
+
 class Trail:
     """What is known of an exchange here: the URL it asks for, why it went forward (RFC 9211 2.2), what became of it.
 
@@ -72,16 +84,16 @@ class Trail:
         "stores", "url", "why",
     )  # fmt: skip
 
-    def __init__(self, exchange: frontd.Exchange) -> None:
-        self.url: Url = url_of(exchange)
-        self.destination: Destination = (exchange.route, exchange.pool)
-        self.is_personal = is_personal(exchange)
-        self.is_unsafe = exchange.request.method not in _SAFE
-        self.hopes = not self.is_personal
+    def __init__(self, method: str, url: Url, destination: Destination, miss: Miss, *, is_personal: bool) -> None:
+        self.url = url
+        self.destination = destination
+        self.is_personal = is_personal
+        self.is_unsafe = method not in _SAFE
+        self.hopes = miss.hopes or not is_personal
         self.may_store = False
         self.asked = 0.0
-        self.why = "uri-miss"
-        self.detail = ""
+        self.why = miss.why
+        self.detail = miss.detail
         self.flight: Flight | None = None
         self.response: frontd.Response | None = None
         self.stores = False
@@ -96,6 +108,7 @@ class ResponseCache(frontd.Plugin):
     """Keeps answers in memory while they are fresh, and gives them to whoever may see them."""
 
     name = NAME
+    follow_ups = frozenset(("admit_response", "rewrite_response", "log"))
 
     class Settings(frontd.Settings):
         """Settings of `response_cache`."""
@@ -126,56 +139,56 @@ class ResponseCache(frontd.Plugin):
         request = exchange.request
         if not exchange.pool or not request.host:  # a file or a redirect; HTTP/1.0 without a host
             return None
-        trail = Trail(exchange)
-        if request.method not in ("GET", "HEAD"):
-            trail.why = "method"
-            exchange.state(self)["trail"] = trail
-            return None
+        method, url, destination = request.method, url_of(exchange), (exchange.route, exchange.pool)
         ask = ask_of(request)
-        if ask.obstacle:
-            trail.why, trail.detail = "bypass", ask.obstacle
-        elif (answer := self._stored(exchange, trail, ask)) is not None:
-            return answer
-        if ask.wishes.only_if_cached:
-            return frontd.Response(504, {"Cache-Control": "no-store"}, text="Nothing that fits is stored.\n")
+        personal = is_personal(exchange, ask)
+        miss = _OTHER_METHOD
+        if method == "GET" or method == "HEAD":
+            if ask.obstacle:
+                miss = Miss("bypass", ask.obstacle)
+            else:
+                found = self._stored(request, url, destination, ask, personal)
+                if not isinstance(found, Miss):
+                    return found
+                miss = found
+            if ask.wishes.only_if_cached:
+                return frontd.Response(504, {"Cache-Control": "no-store"}, text="Nothing that fits is stored.\n")
+        trail = Trail(method, url, destination, miss, is_personal=personal)
         exchange.state(self)["trail"] = trail
-        if ask.obstacle:
+        if ask.obstacle or miss is _OTHER_METHOD:
             return None
-        trail.may_store = request.method == "GET" and not ask.wishes.no_store
+        trail.may_store = method == "GET" and not ask.wishes.no_store
         if ask.wishes.are_none and self.settings.lock_timeout and not self._is_marked(trail):
             flight = self._flights.get(trail.key)
             if flight is not None:
-                return self._wait(exchange, trail, ask, flight)
+                return self._wait(request, trail, ask, flight)
             self._lead(trail, ask)
         self._go_forward(trail)
         return None
 
     def _stored(
-        self, exchange: frontd.Exchange, trail: Trail, ask: Ask, *, collapsed: bool = False
-    ) -> frontd.Response | None:
-        """The answer out of the store; None, and then the trail says why not."""
-        shelf: dict[Destination, Entry] | None = self.store.get((NAME, *trail.url))
-        entry = shelf.get(trail.destination) if shelf else None
+        self, request: frontd.Request, url: Url, destination: Destination, ask: Ask, personal: bool,
+        how: str = "hit",
+    ) -> frontd.Response | Miss:  # fmt: skip
+        """The answer out of the store, or why there is none; `how` it came is told in Cache-Status."""
+        shelf: dict[Destination, Entry] | None = self.store.get(url)
+        entry = shelf.get(destination) if shelf else None
         if shelf is None or entry is None:
-            return None
-        age = trio.current_time() - entry.born
+            return _NOT_THERE
+        now = trio.current_time()
+        age = now - entry.born
         left = entry.lifetime - age
         if left <= 0:
-            trail.why, trail.hopes = "stale", trail.hopes or entry.is_shared
             if len(shelf) == 1:
-                self.store.remove((NAME, *trail.url))
-            return None
-        if trail.is_personal and not entry.is_shared:
-            trail.why, trail.detail = "bypass", "identity"
-            return None
+                self.store.remove(url)
+            return Miss("stale", hopes=entry.is_shared)
+        if personal and not entry.is_shared:
+            return _OF_SOMEBODY
+        if ask.is_plain and how == "hit":
+            return entry.hit(now)
         if not ask.wishes.accept(age, left):
-            trail.why = "request"
-            return None
-        answer = entry.answer(exchange.request, is_conditional=ask.is_conditional)
-        how = f"fwd={trail.why}; collapsed" if collapsed else "hit"
-        answer.headers.add(b"Age", b"%d" % age)
-        answer.headers.add(b"Cache-Status", f"frontd; {how}; ttl={int(left)}")
-        return answer
+            return _NOT_WELCOME
+        return entry.answer(request, age, left, how, is_conditional=ask.is_conditional)
 
     # ------------------------------------------------------------------ single flight
 
@@ -185,16 +198,21 @@ class ResponseCache(frontd.Plugin):
             trail.flight = self._flights[trail.key] = Flight()
 
     async def _wait(
-        self, exchange: frontd.Exchange, trail: Trail, ask: Ask, flight: Flight
+        self, request: frontd.Request, trail: Trail, ask: Ask, flight: Flight
     ) -> frontd.Response | None:
         """The answer that `flight` brings, or that of whoever leads after it; None: ask the app after all."""
         trail.hopes = True
         with trio.move_on_after(self.settings.lock_timeout):
             while True:
                 await flight.ended.wait()
-                answer = self._stored(exchange, trail, ask, collapsed=True)
-                if answer is not None:
-                    return answer
+                found = self._stored(
+                    request, trail.url, trail.destination, ask, trail.is_personal,
+                    f"fwd={trail.why}; collapsed",
+                )  # fmt: skip
+                if not isinstance(found, Miss):
+                    return found
+                if found is not _NOT_THERE:
+                    trail.why, trail.detail = found.why, found.detail
                 if flight.gave_up:
                     break
                 following = self._flights.get(trail.key)
@@ -279,19 +297,18 @@ class ResponseCache(frontd.Plugin):
 
     def _put(self, trail: Trail, entry: Entry) -> bool:
         """Put `entry` beside those of the same URL from elsewhere; False when the store is too small for it."""
-        key = (NAME, *trail.url)
-        shelf: dict[Destination, Entry] = dict(self.store.get(key) or {})
+        shelf: dict[Destination, Entry] = dict(self.store.get(trail.url) or {})
         known = shelf.pop(trail.destination, None)
         if known is not None and known.born > entry.born:  # this one took longer: the most recent counts (RFC 9111 4)
             return True
         while len(shelf) >= _MOST_DESTINATIONS:
             del shelf[next(iter(shelf))]
         shelf[trail.destination] = entry
-        return self.store.put(key, shelf, url_size(trail.url) + sum(one.size for one in shelf.values()))
+        return self.store.put(trail.url, shelf, url_size(trail.url) + sum(one.size for one in shelf.values()))
 
     def _invalidate(self, url: Url) -> None:
         """Forget what is stored of a URL, and do not store what was asked for before now."""
-        self.store.remove((NAME, *url))
+        self.store.remove(url)
         for trail in self._fetches.get(url, ()):
             trail.may_store = False
             self._end_flight(trail, gave_up=False)

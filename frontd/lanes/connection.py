@@ -1,56 +1,46 @@
-"""One downstream connection: its first bytes, TLS, and its requests one after the other (the task driver).
+"""One downstream connection: what is true of it for as long as it lives, and how it ends.
 
 How it works
 ------------
     PROXY header → ClientHello → handshake → ( head → serve → body drained or not )* → close
+    `-------- lanes.opening ---------'      `------------ lanes.turn ------------'
 
-Each connection is one trio task that carries the coroutine `converse`.  Its timers are HTTP.sys's: header wait from
-accept for the first request and from the first byte for the next ones, idle time between requests; those inside an
-exchange belong to the pipeline.
+Between two turns a connection is this object and nothing more: no task, no coroutine.  Its timers are HTTP.sys's:
+header wait from accept for the first request and from the first byte for the next ones, idle time between requests;
+those inside an exchange belong to the pipeline.
 
 Invariants
 ----------
-* Whatever happens to one connection is caught here, logged with a reason, and touches no other connection.
-* A connection is kept only when both messages of an exchange are complete; everything else ends in a lingering close,
-  and a cut answer in a reset.
-* The next head is looked at only when the last exchange has ended: pipelined requests are answered in order.
+* Whatever happens to one connection is caught in its own coroutine, logged with a reason, and touches no other.
+* `finish` runs once; whoever drives a connection calls it when nothing more is to be done.
 """
 
 from __future__ import annotations
 
-import socket
-import time
-from contextlib import suppress
+import math
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
+from frontd.config.model import Timeouts
 from frontd.lanes.downstream import H1Downstream
-from frontd.lanes.requests import make_request
+from frontd.lanes.driven import Life
 from frontd.lanes.service import Service
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import without_underscores
-from frontd.model.messages import Client, Exchange, Request
-from frontd.net.peek import NothingSent, peek
-from frontd.net.streams import Broken, Stream
-from frontd.net.tls import peek_hello, send_alert, shake_hands, wrap
-from frontd.net.traps import carry, fault_of
-from frontd.pipeline.answers import PHRASES, error_response
-from frontd.pipeline.forward import reported_client
-from frontd.pipeline.phases import Hook, Phases, ask, tell
+from frontd.model.messages import Client
+from frontd.net.streams import Stream
+from frontd.net.traps import Ended, clock
+from frontd.pipeline.phases import Hook, tell
 from frontd.pipeline.plugin import Plugin
-from frontd.pipeline.reply import refusal_of, refuse
-from frontd.pipeline.serve import serve
-from frontd.pipeline.world import Site, SiteState, World
+from frontd.pipeline.world import Site, SiteState
 from frontd.protocol.h1 import ServerConnection
-from frontd.protocol.hello import MAX_PROXY_2, BadHello, read_proxy_header
-from frontd.protocol.scan import RequestHead
 
-PIPELINED_IN_A_ROW = 8
-DRAINED_BODY = 262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond: closed
-GRACE = 5.0  # s to tell a client why it is refused, beyond its own timers
+if TYPE_CHECKING:
+    import socket
 
+FIRST_REQUEST = 1.0  # s for it, when the front is going to end
 
 Identity = tuple[str | None, int, str]  # of a listener: address, port, and for free ports its name
 
@@ -67,58 +57,154 @@ class Door:
 
 
 class Connection:
-    """One accepted socket and everything that is true for as long as it lives."""
+    """One accepted socket and everything that is true for as long as it lives.
+
+    `down`: the exchange that goes on (None: there is none); `leaving`: the connection ends with its answer, or now when
+    there is none.
+    """
 
     __slots__ = (
-        "client", "closers", "door", "down", "http", "hung_up", "idle", "leaving", "scope", "service", "sock", "state",
-        "stream",
+        "client", "closers", "coroutine", "deadline", "door", "down", "due", "header_deadline", "http", "hung_up",
+        "leaving", "more", "over", "parked", "scope", "service", "site", "state", "stream", "timeouts",
     )  # fmt: skip
 
+    hears_end = True
+
     def __init__(self, sock: socket.socket, client: Client, door: Door, service: Service) -> None:
-        self.sock = sock
         self.client = client
         self.door = door
         self.service = service
         self.stream = Stream(sock)
-        self._end_watch(sock.fileno())
         self.http = ServerConnection()
         self.down: H1Downstream | None = None
-        self.scope: trio.CancelScope | None = None  # of the exchange that is being answered
-        self.idle: trio.CancelScope | None = None  # of the wait between two requests
+        self.timeouts: Timeouts | None = None  # of the site it was last used for; None: nothing was asked yet
+        self.header_deadline = math.inf  # of the first head
         self.hung_up = False
-        self.leaving = False  # after the answer that is being given
+        self.leaving = False
+        self.over = False
+        self.site: Site | None = None  # of the exchange that goes on
         self.state: SiteState | None = None  # of the site this connection counts for
-        self.closers: dict[Plugin, Hook] = {}  # plugins that want to know when it ends
+        self.closers: dict[Plugin, Hook] | None = None  # plugins that want to know when it ends
+        self.more = False
+        self.coroutine: Life | None = None  # this and what follows are the driver's
+        self.parked: Stream | None = None
+        self.scope: trio.CancelScope | None = None
+        self.deadline = math.inf
+        self.due = math.inf
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its client has left in the middle of an exchange."""
+        return self.stream.ending and self.down is not None and not self.down.tunnelled
 
     def use(self, stream: Stream) -> None:
         """Go on with `stream`, TLS on the same socket."""
+        self.service.reactor.exchange(self.stream, stream)
         self.stream = stream
-        self._end_watch(stream.sock.fileno())
 
-    def _end_watch(self, fd: int) -> None:
-        self.stream.before_close = partial(self.service.hangups.forget, fd)
+    # --- what the driver asks
+
+    def on_event(self, stream: Stream) -> None:
+        """Bytes came, or the end, and nobody waits for them."""
+        if self.coroutine is None and not stream.watched:
+            service = self.service
+            service.reactor.begin(self, service.lives.turn(self))
+        elif stream.ending:
+            self.on_hangup()
 
     def on_hangup(self) -> None:
-        """The client has ended its side (called by `Hangups`)."""
+        """The client has ended its side: its exchange ends with it."""
         self.hung_up = True
-        if self.scope is not None and not (self.down is not None and self.down.tunnelled):
-            self.scope.cancel()
+        if self.is_gone:
+            self.service.reactor.interrupt(self, Ended())
 
-    def end(self) -> None:
-        """Close at once; an answer that is not whole by a reset, so that nobody takes its end for the end."""
-        http, stream = self.http, self.stream
+    def next_turn(self) -> Life:
+        """What to do with bytes that came while it was busy."""
+        return self.service.lives.turn(self)
+
+    def at_rest(self) -> float:
+        """It has nothing to do: until when it may be idle (trio's clock, s)."""
+        self.stream.sent = 0  # nobody compares it with what it was in an earlier exchange; a large int is an object
+        timeouts = self.timeouts
+        if timeouts is None:
+            return self.header_deadline
+        return clock.now() + (0.0 if self.leaving else timeouts.idle_connection)
+
+    def expired(self) -> Life:
+        """What to do when it was idle for too long."""
+        return self.service.lives.end(self)
+
+    # --- the exchange that goes on
+
+    def enter(self, site: Site) -> None:
+        """The site of an exchange is known: its limits and timers hold from here on, and the connection counts for it.
+
+        Raises `FrontdError` with ``ConnLimit`` when the site has too many connections.
+        """
+        self.site = site
+        state, down = site.state, self.down
+        assert down is not None
+        if self.state is not state:
+            self._count_for(site, down)
+        state.requests += 1
+        down.limits = site.limits
+        down.timeouts = self.timeouts = site.timeouts
+        if site.phases.client_closed:
+            self.closers = self.closers or {}
+            self.closers |= {hook.plugin: hook for hook in site.phases.client_closed}
+        exchange = down.exchange
+        request = exchange.request
+        if not site.keeps_underscores and request.headers.block is None:  # no name that is remembered has one
+            request.headers, exchange.underscores = without_underscores(request.headers)
+
+    def _count_for(self, site: Site, down: H1Downstream) -> None:
+        if self.state is not None:
+            self.state.crowd.add(-1)
+            self.state = None
+        limit = site.limits.max_connections
+        if limit is not None and site.state.crowd.total() >= limit:
+            down.closes = True
+            raise FrontdError(Reason.ConnLimit, detail=f"site {site.name}: {limit}", retry_after=1)
+        self.state = site.state
+        self.state.crowd.add(1)
+        self.header_deadline = math.inf  # the first head has come; that object goes
+
+    # --- how it ends
+
+    def finish(self) -> None:
+        """Nothing more is to be done: close at once; an answer that is not whole by a reset, so that nobody takes its
+        end for the end."""
+        if self.over:
+            return
+        self.over = True
+        service, http, stream = self.service, self.http, self.stream
         if stream.pending or (http.answered and not http.answer_complete):
             stream.abort()
         else:
             stream.close_now()
+        service.reactor.dismiss(self)
+        service.leave(self, self.door.identity)
+        if self.state is not None:
+            self.state.crowd.add(-1)
+        if self.closers:
+            faults: list[tuple[str, Exception]] = []
+            tell(tuple(self.closers.values()), self.client, faults)
+            for where, error in faults:
+                service.log_fault(f"plugin {where}", error)
 
     def end_when_idle(self) -> None:
-        """Shutting down: an idle connection ends now, a busy one after its answer."""
+        """Shutting down: an idle connection ends now, a busy one after its answer.  One that has asked for nothing yet
+        has a moment: its first request may be on the way (nginx does not end such connections either)."""
         self.leaving = True
-        if self.idle is not None:
-            self.idle.cancel()
-        elif self.down is not None:
+        if self.down is not None:
             self.down.closes = True
+        elif self.over:
+            return
+        elif self.timeouts is None:
+            self.header_deadline = min(self.header_deadline, clock.now() + FIRST_REQUEST)
+            self.service.reactor.hurry(self, self.header_deadline)
+        else:
+            self.service.reactor.wake(self)
 
     def follow(self, door: Door | None) -> None:
         """After a reload: the listener may have another public port now, or be gone or of another kind, in which case
@@ -126,355 +212,16 @@ class Connection:
         if door is None or door.scheme != self.door.scheme:
             self.end_when_idle()
         else:
-            self.door = door
-            self.client = replace(self.client, listener=door.name, public_port=door.public_port)
+            self.door, client = door, self.client
+            if (client.listener, client.public_port) != (door.name, door.public_port):
+                if self.down is not None and client.states is None:
+                    client.states = {}  # what the exchange that goes on is still to remember is of this connection too
+                self.client = replace(client, listener=door.name, public_port=door.public_port)
         self._forget_plugins()
 
     def _forget_plugins(self) -> None:
         """Drop what plugins remembered of this connection that are there no more."""
-        states, standing = self.client.states, set(self.service.world.plugins)
-        for plugin in [one for one in states if one not in standing]:
-            del states[plugin]
-
-    def tell_plugins(self) -> None:
-        """The connection has ended."""
-        faults: list[tuple[str, Exception]] = []
-        tell(tuple(self.closers.values()), self.client, faults)
-        for where, error in faults:
-            self.service.log_fault(f"plugin {where}", error)
-
-
-async def handle(connection: Connection) -> None:
-    """Serve one accepted, non-blocking socket to its end.  Never raises but for cancellation."""
-    service = connection.service
-    service.hangups.watch(connection.sock.fileno(), connection)
-    try:
-        await carry(converse(connection))
-    except FrontdError as error:
-        service.log_connection(connection.client, error.reason, error.detail)
-    except NothingSent:
-        pass  # like a plain client that leaves before its first byte: nobody's fault, no line
-    except Broken as error:
-        service.log_connection(connection.client, Reason.Connection_Dropped, str(error))
-    except BaseException as error:  # the driver's net: a fault ends this connection, never the front
-        if (fault := fault_of(error)) is None:
-            raise
-        service.log_fault("connection", fault)
-        service.log_connection(connection.client, Reason.Internal, type(error).__name__)
-    finally:
-        service.leave(connection)
-        if connection.state is not None:
-            connection.state.connections -= 1
-        connection.tell_plugins()
-        connection.end()
-
-
-async def refuse_at_door(sock: socket.socket) -> None:
-    """Tell a plain client that the connection limit is reached, without reading its request."""
-    stream = Stream(sock)
-    try:
-        await tell_refusal(stream, FrontdError(Reason.ConnLimit, retry_after=1))
-    finally:
-        stream.close_now()
-
-
-async def tell_refusal(stream: Stream, error: FrontdError) -> None:
-    """Answer a plain client that has not been read, and end the stream."""
-    response = error_response(error, None, 0)
-    http = ServerConnection()
-    data = http.send_head(response.status, PHRASES[response.status], response.headers, close=True)
-    with suppress(Broken):
-        stream.send_now(data + http.send_body(response.body or b"") + http.send_end())
-        await stream.close_gracefully()
-
-
-async def converse(connection: Connection) -> None:
-    """The first bytes, then one request after the other.
-
-    Raises `FrontdError` and `Broken` for whatever ends it early.
-    """
-    deadline = trio.current_time() + connection.service.world.timeouts.header_wait
-    if connection.door.proxy_protocol:
-        await read_proxy(connection, deadline)
-    if connection.service.world.server.accept_client:
-        await accept(connection, deadline)
-    if not await open_stream(connection, deadline):
-        return
-    stream = connection.stream
-    requests = 0
-    while True:
-        head = await next_head(connection, stream, deadline)
-        if head is None or not await answer(connection, stream, head):
-            return
-        requests += 1
-        if requests % PIPELINED_IN_A_ROW == 0:  # a client with a long pipeline leaves the others their turn
-            await trio.lowlevel.checkpoint()
-
-
-async def read_proxy(connection: Connection, deadline: float) -> None:
-    """Take the PROXY protocol header off the socket and believe it: the listener was told to."""
-    try:
-        header = await peek(connection.sock, read_proxy_header, MAX_PROXY_2, deadline)
-    except (BadHello, Broken) as error:
-        raise FrontdError(Reason.ProxyHeader, detail=str(error)) from None
-    connection.sock.recv(header.size)
-    if header.source is not None and header.destination is not None:
-        address, port = header.source
-        local, local_port = header.destination
-        connection.client = replace(
-            connection.client, address=address, peer=address, port=port, local_address=local, local_port=local_port
-        )
-
-
-async def accept(connection: Connection, deadline: float) -> None:
-    """Ask the server's plugins whether this client may come in; one that fails lets nobody in.
-
-    Raises `FrontdError` for a refusal, of which a plain client has been told then.
-    """
-    phases = connection.service.world.server
-    connection.closers |= {hook.plugin: hook for hook in phases.client_closed}
-    refusal: FrontdError | None = FrontdError(Reason.Timer_HeaderWait, detail="a plugin did not accept it in time")
-    with trio.CancelScope(deadline=deadline):
-        refusal = await ask_to_accept(connection, phases)
-    if refusal is not None:
-        if connection.door.scheme == "http":
-            await tell_refusal(connection.stream, refusal)
-        raise refusal
-
-
-async def ask_to_accept(connection: Connection, phases: Phases) -> FrontdError | None:
-    """The refusal of a plugin, or of one that failed; None: none."""
-    for hook in phases.accept_client:
-        try:
-            answer = await ask(hook, connection.client)
-        except BaseException as error:
-            if (fault := fault_of(error)) is None:
-                raise
-            connection.service.log_fault(f"plugin {hook.where}", fault)
-            return FrontdError(Reason.PluginFault, detail=f"{hook.where}: {type(error).__name__}")
-        if answer is not None:
-            return refusal_of(answer)
-    return None
-
-
-async def open_stream(connection: Connection, deadline: float) -> bool:
-    """Shake hands on an https listener; False when the client was refused here."""
-    if connection.door.scheme == "http":
-        return True
-    try:
-        hello = await peek_hello(connection.sock, deadline)
-        # a client of an IP address sends no name (RFC 6066 3); the address it came to says which one it meant
-        name = hello.server_name or connection.client.local_address
-        profile = connection.service.world.profiles.find(name)
-        if profile is None:
-            raise FrontdError(Reason.TlsHostname, detail=f"server name {hello.server_name or '(none)'}")
-    except FrontdError as error:
-        if error.reason is Reason.PlainHttp:
-            await refuse_head(connection, connection.stream, error)
-            return False
-        send_alert(connection.sock, error)
-        await connection.stream.close_gracefully()
-        raise
-    connection.use(wrap(connection.sock, profile))
-    try:
-        connection.client.tls = await shake_hands(connection.stream, hello, profile, deadline)
-    except FrontdError:
-        await connection.stream.close_gracefully()  # so that the client can read why: OpenSSL has sent an alert
-        raise
-    return True
-
-
-# ---------------------------------------------------------------------------------------------------- heads
-
-
-async def next_head(connection: Connection, stream: Stream, deadline: float) -> RequestHead | None:
-    """The next request head; None when the client is done or was refused.
-
-    The first head has until `deadline`, counted from accept.  Before the later ones the connection may be idle; from
-    their first byte on the header wait runs.  Both timers are those of the site the connection was last used for.
-    """
-    http, last = connection.http, connection.down
-    wire = connection.service.world.wire
-    idle = not http.has_bytes
-    if last is not None:
-        deadline = trio.current_time() + (last.timeouts.idle_connection if idle else last.timeouts.header_wait)
-    try:
-        while (head := http.next_head(wire)) is None:
-            if idle:
-                reason = Reason.Timer_HeaderWait if last is None else Reason.Timer_ConnectionIdle
-                data = await receive_idle(connection, stream, deadline, reason)
-            else:
-                data = await stream.receive(deadline, Reason.Timer_HeaderWait)
-            if not data:
-                if idle:
-                    await stream.close_gracefully()
-                    return None
-                raise FrontdError(Reason.Connection_Dropped, detail="the connection ended inside a request head")
-            if idle and last is not None:
-                deadline = trio.current_time() + last.timeouts.header_wait
-            idle = False
-            http.receive(data)
-    except Broken:
-        if idle:  # a reset between two requests cuts nothing short
-            return None
-        raise
-    except FrontdError as error:
-        if idle:  # nothing was asked, so nothing is answered
-            await stream.close_gracefully()
-            raise
-        if error.status == 0:
-            raise
-        await refuse_head(connection, stream, error)
-        return None
-    return head
-
-
-async def receive_idle(connection: Connection, stream: Stream, deadline: float, reason: Reason) -> bytes:
-    """The first bytes of a request; ``b""`` at the end of the stream, and when a shutdown ends the wait."""
-    with trio.CancelScope() as connection.idle:
-        try:
-            if connection.leaving or connection.service.draining:
-                connection.idle.cancel()
-            return await stream.receive(deadline, reason)
-        finally:
-            connection.idle = None
-    return stream.receive_now() or b""  # what has arrived meanwhile is a request like any other
-
-
-async def refuse_head(connection: Connection, stream: Stream, error: FrontdError) -> None:
-    """Answer something that never became a request, and close."""
-    service = connection.service
-    exchange = new_exchange(connection, None)
-    down = H1Downstream(stream, connection.http, exchange, service.world.limits, service.world.timeouts)
-    down.closes = True
-    with trio.move_on_after(GRACE):
-        await refuse(exchange, down, error)
-    service.log_exchange(exchange, trio.current_time() - exchange.started)
-    await stream.close_gracefully()
-
-
-def new_exchange(connection: Connection, request: Request | None) -> Exchange:
-    """The exchange of the head just read, in the current world; `request` is None when the head means no request."""
-    world, client = connection.service.world, connection.client
-    if request is not None and world.trusts(client.peer):
-        address = reported_client(request.headers, client.peer, world.trusts)
-        # other users come through the same connection: what a plugin remembers of it would be remembered of them
-        client = replace(client, address=address, is_trusted_proxy=True, states={})
-    if request is not None:
-        request.scheme = scheme_of(request, client)
-    exchange = Exchange(client, request, trio.current_time(), time.time())
-    exchange.generation = world.generation
-    head = connection.http.head
-    if head is not None:
-        exchange.method, exchange.uri = head.method.decode("ascii"), head.target.decode("ascii")
-        exchange.version, exchange.fields, exchange.bytes_in = head.version.decode("ascii"), head.headers, head.size
-    return exchange
-
-
-def scheme_of(request: Request, client: Client) -> str:
-    """What the client typed: as the connection says, or as a trusted proxy in front of frontd does."""
-    said = set(request.headers.tokens(b"x-forwarded-proto")) if client.is_trusted_proxy else set()
-    if len(said) > 1:  # one of them may be the client's: what is kept for https is then not given
-        return "http"
-    return "https" if said == {b"https"} else "http" if said == {b"http"} else client.scheme
-
-
-# ---------------------------------------------------------------------------------------------------- exchanges
-
-
-async def answer(connection: Connection, stream: Stream, head: RequestHead) -> bool:
-    """Answer one request; whether the connection is kept."""
-    service, http = connection.service, connection.http
-    world = service.world
-    try:
-        request = make_request(head)
-    except FrontdError as error:
-        await refuse_head(connection, stream, error)
-        return False
-    exchange = new_exchange(connection, request)
-    down = connection.down = H1Downstream(stream, http, exchange, world.limits, world.timeouts)
-    down.closes = connection.leaving or service.draining
-    try:
-        with trio.CancelScope() as connection.scope:
-            if connection.hung_up:
-                connection.scope.cancel()
-            await run(connection, exchange, down, world, head)
-    finally:
-        connection.scope = None
-        service.log_exchange(exchange, trio.current_time() - exchange.started)
-    return await settle(connection, stream, down)
-
-
-def left_early(down: H1Downstream) -> Reason:
-    """The reason for a client that left: HTTPERR tells apart whether its answer had begun."""
-    return Reason.Client_Reset if down.can_answer else Reason.Connection_Dropped
-
-
-async def run(connection: Connection, exchange: Exchange, down: H1Downstream, world: World, head: RequestHead) -> None:
-    """The pipeline, and the one broad net under it: a fault of ours is a 500 for this exchange and nothing more.
-    However it ends, the plugins of the site are told."""
-
-    entered: Site | None = None
-
-    def enter(site: Site) -> None:
-        nonlocal entered
-        entered = site
-        enter_site(connection, exchange, down, site)
-
-    try:
-        await serve(exchange, down, world, enter, head.size)
-    except BaseException as error:  # the driver's net
-        if (fault := fault_of(error)) is None:
-            exchange.reason = exchange.reason or (left_early(down) if connection.hung_up else Reason.AppShutdown)
-            raise
-        connection.service.log_fault(f"request {exchange.number}", fault)
-        await refuse(exchange, down, FrontdError(Reason.Internal, detail=type(error).__name__))
-    finally:
-        if entered is not None:
-            tell(entered.phases.log, exchange, exchange.faults)
-    if exchange.reason is not None and entered is not None:
-        entered.state.errors += 1
-
-
-def enter_site(connection: Connection, exchange: Exchange, down: H1Downstream, site: Site) -> None:
-    """The site is known: its limits and timers hold from here on, and the connection counts for it.
-
-    Raises `FrontdError` with ``ConnLimit`` when the site has too many connections.
-    """
-    state = site.state
-    if connection.state is not state:
-        if connection.state is not None:
-            connection.state.connections -= 1
-            connection.state = None
-        limit = site.limits.max_connections
-        if limit is not None and state.connections >= limit:
-            down.closes = True
-            raise FrontdError(Reason.ConnLimit, detail=f"site {site.name}: {limit}", retry_after=1)
-        connection.state = state
-        state.connections += 1
-    state.requests += 1
-    down.limits, down.timeouts = site.limits, site.timeouts
-    for hook in site.phases.client_closed:
-        connection.closers[hook.plugin] = hook
-    request = exchange.request
-    if not site.keeps_underscores:
-        request.headers, exchange.underscores = without_underscores(request.headers)
-
-
-async def settle(connection: Connection, stream: Stream, down: H1Downstream) -> bool:
-    """After an exchange: keep the connection, end it so that its answer arrives, or cut it."""
-    http = connection.http
-    if down.tunnelled or not http.answer_complete or stream.pending:
-        connection.end()
-        return False
-    if not http.body_complete and not http.waits_for_100 and not http.closes_after_answer:
-        try:
-            await down.drain_body(DRAINED_BODY)
-        except FrontdError:
-            await stream.close_gracefully()  # the answer is whole and may still be on its way
-            raise
-    if http.must_close:
-        await stream.close_gracefully()
-        return False
-    http.next_cycle()
-    return True
+        if (states := self.client.states) is not None:
+            standing = set(self.service.world.plugins)
+            for plugin in [one for one in states if one not in standing]:
+                del states[plugin]

@@ -12,16 +12,22 @@ Invariant: what breaks on the client's side leaves here as a `FrontdError` with 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import trio
 
 from frontd.config.model import Limits, Timeouts
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
 from frontd.model.messages import Exchange
-from frontd.net.streams import RATE_WINDOW, Broken, Stream
+from frontd.net.streams import RATE_WINDOW, READ_SIZE, Broken, Stream
+from frontd.net.traps import clock
 from frontd.pipeline.forward import PARTS_IN_A_ROW
 from frontd.pipeline.world import body_too_large
-from frontd.protocol.h1 import NO_TRAILERS, End, ServerConnection
+from frontd.protocol.framing import NO_TRAILERS, End, Part
+from frontd.protocol.h1 import LOOK, ServerConnection
+
+P = TypeVar("P", bytes, Part, bytes | End, Part | End)
 
 SKIPPED_PARTS = 4  # of at most 64 KiB
 
@@ -58,6 +64,29 @@ class H1Downstream:
             self.http.receive(data)
         return self._count(part)
 
+    def part_now(self, size: int) -> Part | End | None:
+        """`body_now` for who is done with the part before anything else is read: parts of a large body are of up to
+        `size` bytes, in the buffer that all share (`Stream.receive_view`).  Raises `FrontdError` (downstream)."""
+        ahead = self.http.body_ahead
+        if ahead <= READ_SIZE:
+            return self.body_now()
+        try:
+            part = self.stream.receive_view(min(ahead, size))
+        except Broken as error:
+            raise self._gone(error) from None
+        if part is None:
+            return None
+        if not part:
+            self.http.receive(b"")
+            return self.body_now()
+        self.http.body_came_elsewhere(len(part))
+        return self._count(part)
+
+    async def body_readable(self) -> None:
+        """Wait until more of the body may be there.  Raises `FrontdError`: ``Timer_EntityBody``, …"""
+        self._tell_to_continue()
+        await self.stream.more(clock.now() + self.timeouts.entity_body, Reason.Timer_EntityBody)
+
     async def receive_body(self) -> bytes | End:
         """The next body part, or the `End`.  Raises `FrontdError`: ``Timer_EntityBody``, ``EntityTooLarge``, …"""
         while (part := self.http.next_body()) is None:
@@ -69,6 +98,8 @@ class H1Downstream:
         """Throw away what has arrived of an unwanted body; True when that was all: the connection can be kept."""
         if self.closes:
             return False
+        if self.http.body_complete:
+            return True
         try:
             for _ in range(SKIPPED_PARTS):
                 if self.http.body_complete or self.body_now() is None:
@@ -106,8 +137,8 @@ class H1Downstream:
         if self.http.waits_for_100 and self.can_answer:
             self._send(self.http.send_information(100, NO_TRAILERS))
 
-    def _count(self, part: bytes | End) -> bytes | End:
-        if isinstance(part, bytes):
+    def _count(self, part: P) -> P:
+        if not isinstance(part, End):
             self._body_size += len(part)
             self.exchange.bytes_in += len(part)
             limit = self.exchange.request.max_body
@@ -126,13 +157,30 @@ class H1Downstream:
         """Send a 1xx head; whether everything is with the kernel."""
         return self._send(self.http.send_information(status, headers))
 
-    def start(self, status: int, reason: bytes, headers: Headers, *, close: bool = False) -> None:
-        """Begin the answer; the head waits for the first body part."""
-        self._head = self.http.send_head(status, reason, headers, close=close or self.closes)
+    def answer(self, status: int, reason: bytes, lines: bytes, body: bytes) -> bool:
+        """Send a whole answer, whose field `lines` say how it is framed; whether everything is with the kernel.  The
+        connection ends with it when the request's body is not all there."""
+        data = self.http.send_answer(status, reason, lines, body, close=not self.skip_body())
+        self.exchange.bytes_out += len(data)
+        try:
+            return self.stream.send_now(data)
+        except Broken as error:
+            raise self._gone(error) from None
 
-    def send(self, data: bytes) -> bool:
+    def start(
+        self, status: int, reason: bytes, headers: Headers | bytes, *, close: bool = False, length: int | None = LOOK
+    ) -> None:
+        """Begin the answer; the head waits for the first body part.  `length` is that of the body if the caller knows
+        what `headers` say."""
+        self._head = self.http.send_head(status, reason, headers, close=close or self.closes, length=length)
+
+    def send(self, data: Part) -> bool:
         """Send a body part; whether everything is with the kernel."""
         return self._send(self.http.send_body(data))
+
+    def send_last(self, data: Part) -> bool:
+        """Send the rest of the body and end the answer; whether everything is with the kernel."""
+        return self._send(self.http.send_last(data))
 
     async def send_file(self, fd: int, offset: int, size: int) -> None:
         """Send `size` bytes of the open file `fd` from `offset` on as a body part; returns when the kernel has them.
@@ -158,9 +206,12 @@ class H1Downstream:
 
     def finish(self, trailers: Headers = NO_TRAILERS) -> bool:
         """End the answer; whether everything is with the kernel."""
-        return self._send(self.http.send_end(trailers))
+        end = self.http.send_end(trailers)
+        if end or self._head:
+            return self._send(end)
+        return not self.stream.pending
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, data: Part) -> bool:
         if self._head:
             data, self._head = self._head + data, b""
         self.exchange.bytes_out += len(data)

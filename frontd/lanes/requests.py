@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import Request
-from frontd.model.urlprefix import canonical_host, canonical_path
+from frontd.model.urlprefix import MOST_REMEMBERED, canonical_host, canonical_path
 from frontd.protocol.scan import RequestHead, split_authority
 
 REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
@@ -53,6 +55,24 @@ def make_request(head: RequestHead) -> Request:
     return request
 
 
+def plain_request(head: RequestHead) -> Request:
+    """`make_request` for a head that is plain: there is only its path and its host to look at."""
+    items = head.headers.items
+    authority = items[0][2] if items[0][0] == b"host" else head.headers.get(b"host")
+    if not authority:
+        raise FrontdError(Reason.Hostname, detail="the Host field is empty")
+    target, method = head.target, head.method
+    path, mark, query = target.partition(b"?")
+    return Request(
+        _METHODS.get(method) or method.decode("ascii"), target, canonical_path(path),
+        query.decode("latin-1") if mark else "", _host(authority), authority, "1.1", head.headers, head.content_length,
+        False, False, b"", bool(mark),
+    )  # fmt: skip
+
+
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
+
+
 def split_target(method: bytes, target: bytes) -> tuple[bytes | None, bytes, bytes | None]:
     """(authority or None, path, query or None) of a request target.  Raises `FrontdError` with ``URL``."""
     authority: bytes | None = None
@@ -76,6 +96,7 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes | None, bytes, byt
     return authority, path, query if mark else None
 
 
+@lru_cache(maxsize=MOST_REMEMBERED)
 def _host(authority: bytes) -> str:
     try:
         return canonical_host(split_authority(authority).decode("ascii"))

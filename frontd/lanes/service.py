@@ -7,12 +7,14 @@ import os
 import traceback
 import types
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import trio
 
-from frontd.lanes.hangup import Hangups
+from frontd.lanes.driven import Life
+from frontd.lanes.reactor import Reactor
 from frontd.model.errors import Reason
 from frontd.model.headers import Headers
 from frontd.model.messages import Client, Exchange
@@ -20,22 +22,40 @@ from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import World
 
 
+class Lives(NamedTuple):
+    """What connections do: a turn when bytes have come, an end when they were idle for too long."""
+
+    turn: Callable[[Any], Life]
+    end: Callable[[Any], Life]
+
+
 class Service:
     """`world` is replaced as a whole on reload; the rest lives as long as the front."""
 
-    def __init__(self, world: World, log: LogWriter) -> None:
+    def __init__(self, world: World, log: LogWriter, lives: Lives) -> None:
         self.world = world
         self.log = log
-        self.hangups = Hangups()
+        self.lives = lives
+        self.reactor = Reactor(self.log_fault)
         self.reasons: Counter[str] = Counter()
-        self.connections: set[Hashable] = set()
+        self.connections: dict[Hashable, None] = {}  # a set of half the size
+        self.by_listener: Counter[Hashable] = Counter()
         self.underscores = 0
+        self.crowd = world.shared.slots.counter("connections")  # of all fronts
         self.draining = False
         self.emptied = trio.Event()
 
-    def leave(self, connection: Hashable) -> None:
-        """A connection has ended."""
-        self.connections.discard(connection)
+    def enter(self, connection: Hashable, listener: Hashable) -> None:
+        """A connection was accepted by `listener`."""
+        self.connections[connection] = None
+        self.by_listener[listener] += 1
+        self.crowd.add(1)
+
+    def leave(self, connection: Hashable, listener: Hashable) -> None:
+        """A connection of `listener` has ended."""
+        self.connections.pop(connection, None)
+        self.by_listener[listener] -= 1
+        self.crowd.add(-1)
         if not self.connections:
             self.emptied.set()
             self.emptied = trio.Event()
@@ -47,6 +67,7 @@ class Service:
         self.underscores += exchange.underscores
         for where, error in exchange.faults:
             self.log_fault(f"request {exchange.number}: plugin {where}", error, secrets_of(exchange))
+            error.__traceback__ = None  # which leads back to the exchange
         self.log.exchange(exchange, seconds, exchange.started_at)
 
     def log_connection(self, client: Client, reason: Reason, detail: str) -> None:

@@ -42,9 +42,8 @@ async def admitted(exchange: Exchange, phases: Phases) -> Answer | None:
     return None if allowed else Refuse(401, Reason.LogonRequired)
 
 
-async def routed(exchange: Exchange, world: World, site: Site) -> tuple[Destination | None, Answer | None]:
-    """Where the request goes: what a plugin says, else what the routes say; or a plugin's redirect."""
-    request, phases = exchange.request, site.phases
+async def routed(exchange: Exchange, world: World, phases: Phases) -> tuple[Destination | None, Answer | None]:
+    """Where a plugin says that the request goes, or its redirect; (None, None): none of them says anything."""
     for hook in phases.route:
         chosen = await first((hook,), exchange)
         if isinstance(chosen, Redirect):
@@ -56,9 +55,14 @@ async def routed(exchange: Exchange, world: World, site: Site) -> tuple[Destinat
                 raise plugin_fault(exchange, hook.where, error) from error
             exchange.route, exchange.pool = hook.where, pool.settings.name
             return Destination(hook.where, pool=pool), None
-    destination = site.routes.match(request.path)
+    return None, None
+
+
+def by_routes(exchange: Exchange, site: Site) -> Destination | None:
+    """Where the routes of the site say that the request goes; None: nowhere."""
+    destination = site.routes.match(exchange.request.path)
     if destination is not None:
         exchange.route = destination.route
         if destination.pool is not None:
             exchange.pool = destination.pool.settings.name
-    return destination, None
+    return destination

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from email.utils import formatdate
 from http import HTTPStatus
 
 from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError
 from frontd.model.headers import HOP_BY_HOP, Headers
-from frontd.model.messages import Request, Response
+from frontd.model.messages import BODYLESS, Request, Response
 from frontd.pipeline.world import Destination
 
 PHRASES = {
@@ -83,7 +84,14 @@ def wanted_type(fields: Headers | None) -> str:
 
 def now() -> bytes:
     """The value of a Date field (RFC 9110 6.6.1)."""
-    return formatdate(usegmt=True).encode()
+    global _date
+    second = int(time.time())
+    if second != _date[0]:
+        _date = (second, formatdate(second, usegmt=True).encode())
+    return _date[1]
+
+
+_date = (0, b"")
 
 
 def redirect_response(destination: Destination, request: Request, local_address: str) -> Response:
@@ -106,9 +114,6 @@ def redirect_to(location: str, status: int) -> Response:
         (b"Content-Length", b"%d" % len(body)),
     )
     return Response(status, headers, body)
-
-
-BODYLESS = frozenset((204, 304))
 
 
 def complete(response: Response) -> None:

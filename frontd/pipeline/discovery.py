@@ -29,9 +29,10 @@ import stat
 import sys
 import traceback
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pluggy
 
@@ -43,6 +44,7 @@ from frontd.pipeline.phases import SPECS
 from frontd.pipeline.plugin import Plugin, members
 
 BUNDLED = "frontd_plugins"
+_PACKAGE = "frontd_dir_"
 _WORD = re.compile(r"[a-z][a-z0-9_]*")
 _OWN = frozenset(name for name in vars(Plugin) if not name.startswith("_"))
 _SUBJECTS = frozenset(("exchange", "client"))
@@ -55,16 +57,23 @@ Stamp = tuple[int, int, int] | None  # of a file, cheap to compare: time of chan
 class LoadedFile:
     """A file of ``plugins_dir`` as it was when it was loaded."""
 
-    digest: bytes
+    source: bytes
     stamp: Stamp
     kinds: list[PluginKind] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
+    @property
+    def digest(self) -> bytes:
+        """Of the source, as `changed` compares it."""
+        return hashlib.sha256(self.source).digest()
+
 
 class Discovery:
-    """What one process has loaded so far."""
+    """What one process has loaded so far.  `before` is what another one had loaded, whose modules are to be used: by
+    the name of the module, its file and the source."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, tuple[Path, bytes]] = MappingProxyType({})) -> None:
+        self._before = dict(before.values())
         self._files: dict[Path, LoadedFile] = {}
         self._helpers: dict[Path, LoadedFile] = {}
         self._installed: dict[str, tuple[PluginKind | None, list[str]]] = {}
@@ -100,9 +109,23 @@ class Discovery:
         found = []
         for path, loaded in [*self._files.items(), *self._helpers.items()]:
             stamp = _stamp(path)
-            if stamp != loaded.stamp and (digest := _digest(path)) != loaded.digest:
+            if stamp != loaded.stamp and (digest := hashlib.sha256(_content(path)).digest()) != loaded.digest:
                 found.append((path, digest))
         return found
+
+    def sources(self) -> dict[str, tuple[Path, bytes]]:
+        """What was loaded from files, by the name of the module: the file, and its source as it was then."""
+        found = {}
+        for name, module in sys.modules.items():
+            file = getattr(module, "__file__", None) if name.startswith(_PACKAGE) else None
+            loaded = (self._files.get(Path(file)) or self._helpers.get(Path(file))) if file else None
+            if loaded is not None and not loaded.faults:
+                found[name] = (Path(str(file)), loaded.source)
+        return found
+
+    def _noted(self, path: Path) -> LoadedFile:
+        before = self._before.get(path)
+        return LoadedFile(_content(path), _stamp(path)) if before is None else LoadedFile(before, None)
 
     def _load_installed(self, word: str) -> tuple[PluginKind | None, list[str]]:
         if word not in self._installed:
@@ -113,7 +136,7 @@ class Discovery:
         standing = self._files.get(path)
         if standing is not None and not standing.faults:
             return standing
-        self._files[path] = loaded = LoadedFile(_digest(path), _stamp(path))
+        self._files[path] = loaded = self._noted(path)
         try:
             module = _module_of(path, again=standing is not None)
         except (Exception, SystemExit) as error:
@@ -125,7 +148,7 @@ class Discovery:
                 if kind is not None:
                     loaded.kinds.append(kind)
         for helper in _modules_beside(path) - self._files.keys() - self._helpers.keys():
-            self._helpers[helper] = LoadedFile(_digest(helper), _stamp(helper))
+            self._helpers[helper] = self._noted(helper)
         return loaded
 
 
@@ -171,10 +194,10 @@ def _files_of(plugins_dir: Path | None, faults: list[str]) -> Iterable[Path]:
     return [path for path in paths if not path.name.startswith(skipped)]
 
 
-def _digest(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     try:  # without waiting: a path that was a file once may be a FIFO now
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            return hashlib.sha256(file.read()).digest() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError:
         return b""
 
@@ -189,7 +212,7 @@ def _stamp(path: Path) -> Stamp:
 
 def _package_of(path: Path) -> str:
     """The name of the package that stands for the directory of a file."""
-    return f"frontd_dir_{hashlib.sha256(bytes(path.parent)).hexdigest()[:12]}"
+    return f"{_PACKAGE}{hashlib.sha256(bytes(path.parent)).hexdigest()[:12]}"
 
 
 def _module_of(path: Path, *, again: bool = False) -> types.ModuleType:

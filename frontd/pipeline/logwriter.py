@@ -5,182 +5,62 @@ How it works
 A line is formatted where the exchange ends and appended to a bounded buffer; a thread writes what it finds there.  When
 the buffer is full (a stuck pipe), or a write fails (a full disk), lines are dropped and counted, traffic goes on, and
 stderr is told, once a minute at most.  The thread waits a moment after it was woken, so that a busy front wakes it once
-for many lines.  Files rotate by size and are reopened on request (SIGUSR1, as nginx does), so logrotate works too.
-There is one thread for both logs: while one of them is stuck, both wait in the buffer.
+for many lines and many lines are one write.  Files rotate by size and are reopened on request (SIGUSR1, as nginx does),
+so logrotate works too.  There is one thread for both logs: while one of them is stuck, both wait in the buffer.
+
+Each front has a writer of its own; several of them may write to one file or pipe (see `logsink`).
 
 Invariants
 ----------
-* Lines are appended by the loop and, remarks only, by threads of plugins and of the watchdog: one at a time (`_adding`,
-  0.2 us).  Only the writer's thread opens, writes and renames.
+* Lines of exchanges and connections are appended by the loop alone, without a lock: each counter has one thread that
+  changes it.  Remarks come from any thread (plugins, the watchdog), one at a time (`_remarking`).
+* Only the writer's thread opens, writes and renames.
 * A line is in the log, in the buffer, or counted as dropped.
-* A line that could not be written whole is ended by a line break before the next one, so that it spoils no other.
+* The thread says that it is going to wait (`_is_idle`) before it looks for lines the last time, and whoever appends
+  looks at that afterwards: no line is left waiting.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import stat
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
-from itertools import islice, pairwise
-from pathlib import Path
 
 from frontd.config.model import LogFile
 from frontd.model.errors import Reason
 from frontd.model.messages import Client, Exchange
-from frontd.pipeline.accesslog import ACCESS, ACCESS_FIELDS, ERROR_FIELDS, ERRORS, MAX_LINE, stamp
+from frontd.pipeline.accesslog import ACCESS, ACCESS_FIELDS, ERROR_FIELDS, ERRORS, MAX_LINE
+from frontd.pipeline.logsink import Sink
 
 BUFFERED = 8 * 1024 * 1024  # bytes of lines that may wait for the writer: about a second of 15,000 requests each second
 OVERHEAD = 100  # bytes that a waiting line costs beside its text
 GATHER = 0.02  # s the writer waits for company of a first line
+BATCH = 1024  # lines taken at a time
 COMPLAIN_EVERY = 60.0  # s
 
 
-def _header(fields: str) -> str:
-    return f"#Software: frontd\n#Version: 1.0\n#Date: {stamp(time.time())}\n#Fields: {fields}\n"
-
-
-class Sink:
-    """One log's way out: a file with rotation, or a standard stream.  Used by the writer thread only."""
-
-    def __init__(self, name: str, settings: LogFile, fields: str, complain: Callable[[str, str], None]) -> None:
-        self.name = name
-        self.settings = settings
-        self.label = f"{name} {settings.to}"
-        self.is_on = settings.to != "off"
-        self._fields = fields if settings.format == "w3c" else ""
-        self._complain = complain
-        self._fd: int | None = None
-        self._size = 0
-        self._rotates = False
-        self._torn = False  # what was written last does not end in a line break
-        self._written = 0  # bytes of what is being written
-
-    def open(self) -> None:
-        """Open what is not open yet, and begin with the directives of the format.  Raises `OSError`."""
-        to = self.settings.to
-        if self._fd is not None or not self.is_on:
-            return
-        if isinstance(to, Path):
-            self._open_file(to)
-        else:
-            if (sys.__stdout__ if to == "stdout" else sys.__stderr__) is None:
-                # whatever has this number by now is not ours to write to
-                raise OSError(errno.EBADF, f"{to} is closed")
-            self._fd = 1 if to == "stdout" else 2
-        if self._fields:
-            self._write(_header(self._fields).encode())
-
-    def _open_file(self, path: Path) -> None:
-        with suppress(FileExistsError):  # not a directory: `open` says it better
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # O_NONBLOCK means nothing to a file; a FIFO that nobody reads is an error with it and not a wait
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        self._fd = os.open(path, flags, 0o666)
-        self._size = os.fstat(self._fd).st_size
-        # Only what has this name itself is renamed: never a device such as /dev/null, nor a link such as /dev/stdout.
-        self._rotates = stat.S_ISREG(path.lstat().st_mode)
-        if self._rotates:
-            self._torn = self._size > 0 and not _ends_in_line_break(path)
-
-    def write(self, lines: deque[bytes]) -> None:
-        """Write whole lines; each leaves `lines` once it is written.  Raises `OSError`."""
-        while lines:
-            self.open()
-            count = self._how_many(lines)
-            if not count:
-                self._rotate()
-                continue
-            data = b"".join(islice(lines, count))
-            try:
-                self._write(data)
-            finally:
-                for _ in range(data.count(b"\n", 0, self._written)):
-                    lines.popleft()
-
-    def _how_many(self, lines: deque[bytes]) -> int:
-        """How many of `lines` go out in one write."""
-        if not isinstance(self.settings.to, Path):
-            return 1  # lines up to PIPE_BUF stay whole between processes when each is one write
-        if not self._rotates:
-            return len(lines)
-        left = self.settings.max_size - self._size
-        count = 0
-        for line in lines:
-            left -= len(line)
-            if left < 0:
-                break
-            count += 1
-        return count
-
-    def _write(self, data: bytes) -> None:
-        """Write `data`, after the line break that is owed.  Raises `OSError`; `_written` bytes of it are out then."""
-        assert self._fd is not None
-        self._written = 0
-        owed = int(self._torn)
-        view = memoryview(b"\n" * owed + data)
-        while view:
-            try:
-                size = os.write(self._fd, view)
-            except BlockingIOError:  # somebody made the stream non-blocking; this thread may wait
-                writable = select.poll()
-                writable.register(self._fd, select.POLLOUT)
-                writable.poll()
-                continue
-            self._torn = view[size - 1] != 0x0A
-            self._written += size - owed
-            self._size += size
-            view, owed = view[size:], 0
-
-    def _rotate(self) -> None:
-        """access.log → access.log.1 → … ; the oldest of `keep` goes.  A file that cannot be renamed is written on."""
-        path = self.settings.to
-        assert isinstance(path, Path)
-        numbered = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, self.settings.keep + 1))]
-        try:
-            for newer, older in reversed(list(pairwise(numbered))):
-                with suppress(FileNotFoundError):
-                    newer.replace(older)
-        except OSError as error:
-            self._size = 0  # the next try is a whole `max_size` away
-            self._complain(self.label, f"not rotated: {error.strerror}")
-            return
-        self.close()
-
-    def close(self) -> None:
-        """Close a file; a standard stream stays open."""
-        if self._fd is not None and isinstance(self.settings.to, Path):
-            os.close(self._fd)
-            self._fd = None
-
-
-def _ends_in_line_break(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-    except OSError:  # a file that may be written and not read
-        return True
-
-
 class LogWriter:
-    """Access and error log of one process.  The methods for lines never block and never raise."""
+    """Access and error log of one process.  The methods for lines never block and never raise.
 
-    def __init__(self, access: LogFile, error: LogFile) -> None:
-        self._adding = threading.Lock()
-        self._lines: deque[tuple[Sink, bytes]] = deque()
+    `leads`: streams and pipes that get W3C lines get the directives of the format first; of several processes that
+    write to the same ones, one leads.  Files have them in any case.
+    """
+
+    def __init__(self, access: LogFile, error: LogFile, leads: bool = True) -> None:
+        self._leads = leads
+        self._remarking = threading.Lock()
         self._sinks: list[Sink] = []
-        self._retired: list[Sink] = []
-        self._bytes_in = 0  # under `_adding`, as are the lines that overflowed
-        self._overflowed = 0
+        self._retired: deque[Sink] = deque()
+        self._bytes_in = 0  # the loop's
+        self._overflowed = 0  # lines, the loop's
+        self._remarked = 0  # bytes, under `_remarking`
+        self._unheard = 0  # lines, under `_remarking`
         self._bytes_out = 0  # the writer's
         self._unwritten = 0  # lines, the writer's
+        self._is_idle = False
         self._wake = threading.Event()
         self._reopen = threading.Event()
         self._stop = threading.Event()
@@ -191,68 +71,97 @@ class LogWriter:
 
     def change(self, access: LogFile, error: LogFile) -> None:
         """Write to `access` and `error` from the next line on; the lines before it go where they were meant to go."""
-        self._format = ACCESS[access.format]
-        self._error, self._remark = ERRORS[error.format]
-        before = self._sinks
-        self._access_to = self._sink("access log", access, ACCESS_FIELDS)
-        self._error_to = self._sink("error log", error, ERROR_FIELDS)
-        self._sinks = [self._access_to, self._error_to]
-        self._retired += [sink for sink in before if sink not in self._sinks]
-        self._wake.set()
+        with self._remarking:  # a remark that has chosen its sink is in it before that is retired
+            before = self._sinks
+            self._format = ACCESS[access.format]
+            self._error, self._remark = ERRORS[error.format]
+            self._access_to = self._sink("access log", access, ACCESS_FIELDS)
+            self._error_to = self._sink("error log", error, ERROR_FIELDS)
+            self._has_access = self._access_to.is_on
+            self._add_access = self._access_to.lines.append
+            self._sinks = [self._access_to, self._error_to]
+            self._retired.extend(sink for sink in before if sink not in self._sinks)
+        self._wake_up()
 
     def _sink(self, name: str, settings: LogFile, fields: str) -> Sink:
         standing = [sink for sink in self._sinks if sink.name == name and sink.settings == settings]
-        return standing[0] if standing else Sink(name, settings, fields, self._complain)
+        return standing[0] if standing else Sink(name, settings, fields, self._complain, self._leads)
 
     @property
     def dropped(self) -> int:
         """Lines lost since the start: the buffer was full, or they could not be written."""
-        return self._overflowed + self._unwritten
+        return self._overflowed + self._unheard + self._unwritten
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to be written."""
+        return self._is_idle
 
     def exchange(self, exchange: Exchange, seconds: float, at: float) -> None:
         """The one line of an exchange, and one in the error log when it had a reason."""
-        if self._access_to.is_on:
-            self._put(self._access_to, self._format(exchange, seconds, at))
+        if self._has_access:
+            line = self._format(exchange, seconds, at).encode("utf-8", "replace")
+            bytes_in = self._bytes_in + len(line) + OVERHEAD
+            if bytes_in + self._remarked - self._bytes_out > BUFFERED:
+                self._overflowed += 1
+            else:
+                self._bytes_in = bytes_in
+                self._add_access(line)
+                if self._is_idle:
+                    self._wake_up()
+        reason = exchange.reason
         # the first request of a browser that has to log on is no failure; the access log has its reason
-        if exchange.reason not in (None, Reason.LogonRequired) and self._error_to.is_on:
-            assert exchange.reason is not None
-            line = self._error(exchange.client, exchange.reason, exchange.detail, at, exchange, exchange.status)
-            self._put(self._error_to, line)
+        if reason is not None and reason is not Reason.LogonRequired and self._error_to.is_on:
+            self._put(self._error(exchange.client, reason, exchange.detail, at, exchange, exchange.status))
 
     def connection(self, client: Client, reason: Reason, detail: str) -> None:
         """A connection that ended with a reason and without an exchange."""
         if self._error_to.is_on:
-            self._put(self._error_to, self._error(client, reason, detail, time.time()))
+            self._put(self._error(client, reason, detail, time.time()))
+
+    def _put(self, text: str) -> None:
+        """Append a line of the loop's to the error log."""
+        line = text.encode("utf-8", "replace")
+        bytes_in = self._bytes_in + len(line) + OVERHEAD
+        if bytes_in + self._remarked - self._bytes_out > BUFFERED:
+            self._overflowed += 1
+            return
+        self._bytes_in = bytes_in
+        self._error_to.lines.append(line)
+        if self._is_idle:
+            self._wake_up()
 
     def remark(self, text: str) -> None:
-        """A message of the server itself (start, reload, audit)."""
-        if self._error_to.is_on:
-            self._put(self._error_to, self._remark(text, time.time()))
-
-    def _put(self, sink: Sink, line: str) -> None:
-        data = line.encode("utf-8", "replace")
-        if len(data) >= MAX_LINE:  # a remark; everything else fits by its making
-            data = data[: MAX_LINE - 1].decode("utf-8", "ignore").encode()
-        cost = len(data) + OVERHEAD
-        with self._adding:
-            if self._bytes_in - self._bytes_out + cost > BUFFERED:
-                self._overflowed += 1
+        """A message of the server itself (start, reload, audit); from any thread."""
+        with self._remarking:
+            if not self._error_to.is_on:
                 return
-            self._bytes_in += cost
-            self._lines.append((sink, data + b"\n"))
-        if not self._wake.is_set():
-            self._wake.set()
+            line = self._remark(text, time.time()).encode("utf-8", "replace")
+            if len(line) >= MAX_LINE:  # everything else fits by its making
+                line = line[: MAX_LINE - 1].decode("utf-8", "ignore").encode()
+            cost = len(line) + OVERHEAD
+            if self._bytes_in + self._remarked + cost - self._bytes_out > BUFFERED:
+                self._unheard += 1
+                return
+            self._remarked += cost
+            self._error_to.lines.append(line)
+        if self._is_idle:
+            self._wake_up()
 
     def reopen(self) -> None:
         """Close and open the files again, for external rotation."""
         self._reopen.set()
-        self._wake.set()
+        self._wake_up()
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, for at most `timeout` seconds."""
         self._stop.set()
-        self._wake.set()
+        self._wake_up()
         self._thread.join(timeout)
+
+    def _wake_up(self) -> None:
+        self._is_idle = False
+        self._wake.set()
 
     # --- the writer thread
 
@@ -260,39 +169,46 @@ class LogWriter:
         self._open()  # a path that cannot be opened is told at once, not after the first request
         told = 0
         while True:
-            self._wake.wait()
-            self._stop.wait(GATHER)
             self._wake.clear()
-            retired, self._retired = self._retired, []
+            self._is_idle = True
+            if not self._has_work():
+                self._wake.wait()
+            self._is_idle = False
+            self._stop.wait(GATHER)
             reopen = self._reopen.is_set()
-            while self._lines:  # before anything is closed: they were meant for the files that are open
-                self._write_batch()
+            retired = [self._retired.popleft() for _ in range(len(self._retired))]
+            for sink in (*retired, *self._sinks):  # before anything is closed: they were meant for what is open
+                self._write_what_waits(sink)
             if reopen:
                 self._reopen.clear()
                 self._close(self._sinks)
             self._close(retired)
             self._open()
-            if self._overflowed > told:
-                told = self._overflowed
+            overflowed = self._overflowed + self._unheard
+            if overflowed > told:
+                told = overflowed
                 self._complain("log buffer", "it was full")
-            if self._stop.is_set() and not self._lines:
+            if self._stop.is_set() and not self._retired and not any(sink.lines for sink in self._sinks):
                 self._close(self._sinks)
                 return
 
-    def _write_batch(self) -> None:
-        batch: dict[Sink, deque[bytes]] = {}
-        taken = 0
-        for _ in range(min(len(self._lines), 1024)):
-            sink, line = self._lines.popleft()
-            batch.setdefault(sink, deque()).append(line)
-            taken += len(line) - 1 + OVERHEAD
-        for sink, lines in batch.items():
+    def _has_work(self) -> bool:
+        asked = self._stop.is_set() or self._reopen.is_set()
+        return asked or bool(self._retired) or any(sink.lines for sink in self._sinks)
+
+    def _write_what_waits(self, sink: Sink) -> None:
+        """Lines that come meanwhile wait for company of their own: else a busy front would have a write for each."""
+        left = len(sink.lines)
+        while left:
+            batch = [sink.lines.popleft() for _ in range(min(left, BATCH))]
+            left -= len(batch)
             try:
-                sink.write(lines)
+                sink.write(batch)
             except (OSError, ValueError) as error:
-                self._unwritten += len(lines)
+                self._unwritten += len(batch) - sink.done
                 self._give_up(sink, error)
-        self._bytes_out += taken  # only now: what is on its way out still takes room
+            # only now: what is on its way out still takes room
+            self._bytes_out += sum(map(len, batch)) + len(batch) * OVERHEAD
 
     def _open(self) -> None:
         for sink in self._sinks:
@@ -301,7 +217,7 @@ class LogWriter:
             except (OSError, ValueError) as error:  # ValueError: a path with a NUL
                 self._give_up(sink, error)
 
-    def _close(self, sinks: list[Sink]) -> None:
+    def _close(self, sinks: Iterable[Sink]) -> None:
         for sink in sinks:
             sink.close()
 

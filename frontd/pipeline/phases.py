@@ -72,12 +72,20 @@ SPECS = {spec.name: spec for spec in _specs()}  # in the order of a request's li
 
 
 class Hook(NamedTuple):
-    """One function of a phase: what to call, the types it may answer with, its name for people, and whose it is."""
+    """One function of a phase: what to call, the types it may answer with, its name for people, and whose it is.
+
+    `follows`: it is asked only where its plugin has left something in the state of the exchange.
+    """
 
     function: Callable[..., Any]
     allows: frozenset[type]
     where: str
     plugin: Plugin
+    follows: bool = False
+
+    def concerns(self, subject: Exchange | Client) -> bool:
+        """Whether it has to be asked about this one."""
+        return not self.follows or (subject.states is not None and self.plugin in subject.states)
 
 
 Phase = tuple[Hook, ...]
@@ -153,7 +161,10 @@ def freeze(plugins: Iterable[Plugin]) -> Phases:
     phases: dict[str, Phase] = {}
     for name, spec in SPECS.items():
         found = reversed(getattr(manager.hook, name).get_hookimpls())
-        hooks = [Hook(one.function, spec.returns, f"{one.plugin.name}.{name}", one.plugin) for one in found]
+        hooks = [
+            Hook(one.function, spec.returns, f"{one.plugin.name}.{name}", one.plugin, name in one.plugin.follow_ups)
+            for one in found
+        ]
         phases[name] = tuple(_traced(hook) if trace else hook for hook in hooks)
     return Phases(
         **phases,
@@ -169,13 +180,16 @@ def freeze(plugins: Iterable[Plugin]) -> Phases:
 async def first(phase: Phase, exchange: Exchange) -> Any:
     """The first answer of a phase, or None.  Raises `FrontdError`: ``PluginFault``, or what a hook refused with."""
     for hook in phase:
+        if hook.follows and not hook.concerns(exchange):
+            continue
         try:
             answer = hook.function(exchange)
             if answer is None:
                 continue
             if type(answer) not in hook.allows:
                 answer = await _waited_for(hook, answer)
-            _fit(answer)
+            if type(answer) is not Response or answer.ready is None:
+                _fit(answer)
         except FrontdError as error:  # a body that is too large, a client that has left
             error.detail = error.detail or f"in {hook.where}"
             raise
@@ -191,6 +205,8 @@ async def first(phase: Phase, exchange: Exchange) -> Any:
 async def first_soft(phase: Phase, exchange: Exchange, *more: object) -> Any:
     """The first answer of a phase, or None; a hook that fails is noted on the exchange and passed over."""
     for hook in phase:
+        if hook.follows and not hook.concerns(exchange):
+            continue
         try:
             answer = await ask(hook, exchange, *more)
         except BaseException as error:
@@ -208,6 +224,8 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
     `faults`."""
     answers = []
     for hook in phase:
+        if hook.follows and not hook.concerns(subject):
+            continue
         try:
             answer = hook.function(subject)
             if answer is None:
@@ -224,7 +242,11 @@ def tell(phase: Phase, subject: Exchange | Client, faults: list[tuple[str, Excep
 
 async def ask(hook: Hook, *subjects: object) -> Any:
     """The answer of one hook.  Raises what it raises, and `TypeError` or `ValueError` for what it may not answer."""
-    answer = hook.function(*subjects)
+    return await checked(hook, hook.function(*subjects))
+
+
+async def checked(hook: Hook, answer: Any) -> Any:
+    """What a hook has answered, once it has been waited for.  Raises like `ask`."""
     if answer is not None and type(answer) not in hook.allows:
         answer = await _waited_for(hook, answer)
     _fit(answer)
@@ -254,6 +276,8 @@ def _fit(answer: object) -> None:
     it is."""
     values: list[Any] = []
     if isinstance(answer, Identity):
+        if answer.fits:
+            return
         values = [answer.name, answer.scheme, *answer.groups]
     elif isinstance(answer, Response):
         if fault := bad_status(answer.status) or unsendable(answer):
@@ -276,6 +300,8 @@ def _fit(answer: object) -> None:
             fault = bad_field(Headers.of((type(answer).__name__.encode(), octets(value))))
             if fault:
                 raise ValueError(fault)
+    if isinstance(answer, Identity):
+        object.__setattr__(answer, "fits", True)
 
 
 def bad_status(status: object) -> str:

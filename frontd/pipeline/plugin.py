@@ -43,6 +43,8 @@ class Plugin:
     name: ClassVar[str] = ""
     scheme: ClassVar[str] = ""  # of authentication; ``Authorization`` with it is not shown to the app
     limits: ClassVar[Mapping[str, int]] = {}  # defaults of the site's `limits` where this plugin stands
+    # Hooks that are passed over in exchanges in which an earlier one left nothing in `exchange.state(self)`
+    follow_ups: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import HOP_BY_HOP, Headers
-from frontd.model.messages import Capture, Exchange, Response
-from frontd.model.verdicts import Continue, Redirect, Refuse, UseHttp11
+from frontd.model.messages import BODYLESS, Capture, Exchange, Response
+from frontd.model.verdicts import Redirect, Refuse, UseHttp11
 from frontd.net.traps import fault_at_once, task_lane
 from frontd.pipeline.admission import Answer
-from frontd.pipeline.answers import BODYLESS, PHRASES, complete, error_response, redirect_to
+from frontd.pipeline.answers import PHRASES, complete, error_response, now, redirect_to
 from frontd.pipeline.forward import Downstream
 from frontd.pipeline.phases import NO_PHASES, Hook, Phases, bad_status, first_soft, plugin_fault, tell, unsendable
 from frontd.protocol.scan import ResponseHead
@@ -21,20 +21,20 @@ from frontd.protocol.scan import ResponseHead
 
 async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Answer) -> None:
     """Send what a plugin answered.  Raises `FrontdError` for what is answered with an error page."""
-    if isinstance(answer, Refuse):
+    if isinstance(answer, Response):
+        answer = answer.copy()  # what is added on the way out must not stay on one that a plugin gives again
+        if answer.status == 401 and b"www-authenticate" not in answer.headers:
+            challenge(exchange, phases, answer.headers)
+    elif isinstance(answer, Refuse):
         raise refusal_of(answer)
-    if isinstance(answer, UseHttp11):
+    elif isinstance(answer, UseHttp11):
         if exchange.request.version == "1.1":
             raise plugin_fault(exchange, "authenticate", TypeError("UseHttp11 for a request that is HTTP/1.1 already"))
         raise FrontdError(Reason.Version_NS, hint="This needs HTTP/1.1.")
-    if isinstance(answer, Redirect):
+    elif isinstance(answer, Redirect):
         answer = redirect_to(answer.url, answer.status)
-    elif isinstance(answer, Continue):
+    else:
         answer = Response(401, [(b"WWW-Authenticate", f"{answer.scheme} {answer.token}")], text="401 Unauthorized\n")
-    else:  # a copy: what is added on the way out must not stay on an answer that a plugin gives again
-        answer = Response(answer.status, answer.headers.copy(), answer.body)
-        if answer.status == 401 and b"www-authenticate" not in answer.headers:
-            challenge(exchange, phases, answer.headers)
     await send_answer(exchange, down, phases, answer)
 
 
@@ -70,7 +70,18 @@ async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, resp
     """Send an answer that is whole."""
     if phases.sees_response:
         exchange.response = response
-        await rewritten(exchange, phases)
+        states = exchange.states
+        for hook in phases.rewrite_response:
+            if not hook.follows or (states is not None and hook.plugin in states):
+                await _changed(exchange, hook)
+    ready = response.ready
+    if ready is not None:
+        exchange.status = status = ready.status
+        lines = ready.lines if ready.is_dated else b"%bDate: %b\r\n" % (ready.lines, now())
+        if not down.answer(status, PHRASES.get(status, b""), lines, ready.body):
+            await task_lane()
+            await down.flush()
+        return
     complete(response)
     begin(exchange, down, response)
     if response.body and exchange.method != "HEAD" and response.status not in BODYLESS:
@@ -95,7 +106,8 @@ async def finish(down: Downstream) -> None:
 async def rewritten(exchange: Exchange, phases: Phases) -> None:
     """Let plugins change the answer, one after the other (this phase fails soft)."""
     for hook in phases.rewrite_response:
-        await _changed(exchange, hook)
+        if hook.concerns(exchange):
+            await _changed(exchange, hook)
 
 
 async def _changed(exchange: Exchange, hook: Hook) -> Response | None:
@@ -131,6 +143,8 @@ async def admit(exchange: Exchange, phases: Phases, head: ResponseHead, headers:
     response = exchange.response = Response(head.status, headers, None, reason=head.reason)
     faults, answer = len(exchange.faults), None
     for hook in phases.admit_response:
+        if not hook.concerns(exchange):
+            continue
         answer = await _changed(exchange, hook)
         for want in response.captures:
             want.where = want.where or hook.where

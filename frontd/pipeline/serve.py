@@ -20,7 +20,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import trio
 
@@ -28,27 +28,26 @@ from frontd.model.errors import FrontdError, Reason, Source, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers, bad_field
 from frontd.model.messages import NO_BODY, Exchange, Response
 from frontd.model.verdicts import Redirect
-from frontd.net.traps import readable, task_lane
-from frontd.pipeline.admission import Answer, admitted, identified, routed
+from frontd.net.streams import READ_SIZE
+from frontd.net.traps import clock, others_first, readable, task_lane
+from frontd.pipeline.admission import Answer, admitted, by_routes, identified, routed
 from frontd.pipeline.answers import PHRASES, redirect_response
-from frontd.pipeline.fileroot import OpenFile
-from frontd.pipeline.files import SENDFILE_STATUS, named_file, requested_file, select, send_pieces
-from frontd.pipeline.forward import (
-    PARTS_IN_A_ROW,
-    Downstream,
-    Pump,
-    RequestBody,
+from frontd.pipeline.fields import (
     downstream_headers,
+    downstream_lines,
     seal,
-    send_request_now,
     upstream_headers,
+    upstream_lines,
     upstream_target,
 )
+from frontd.pipeline.fileroot import OpenFile
+from frontd.pipeline.files import SENDFILE_STATUS, named_file, requested_file, select, send_pieces
+from frontd.pipeline.forward import PARTS_IN_A_ROW, Downstream, Pump, RequestBody, next_size, send_request_now
 from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, first, first_soft, plugin_fault
 from frontd.pipeline.reply import Captured, admit, begin, finish, framed, give, refuse, rewritten, send_answer
 from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
-from frontd.protocol.h1 import End
+from frontd.protocol.framing import PLAIN_END, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.balance import BACKOFF_FIRST
 from frontd.upstream.client import Upstream
@@ -73,7 +72,9 @@ async def serve(
         enter(site)
         check_limits(site, request, head_size)
         request.max_body = site.limits.max_body
-        body = request.body = RequestBody(down, request)
+        body: RequestBody | None = None
+        if request.content_length or request.chunked:
+            body = request.body = RequestBody(down, request)
         answer: Answer | None = None
         if phases.filter_request:
             answer = await first(phases.filter_request, exchange)
@@ -83,23 +84,24 @@ async def serve(
             answer = await admitted(exchange, phases)
         destination: Destination | None = None
         if answer is None:
-            destination, answer = await routed(exchange, world, site)
+            if phases.route:
+                destination, answer = await routed(exchange, world, phases)
+            if answer is None and destination is None:
+                destination = by_routes(exchange, site)
         if answer is None and phases.cache_lookup and destination is not None and destination.pool is not None:
             answer = await first(phases.cache_lookup, exchange)
         if answer is not None:
             await give(exchange, down, phases, answer)
         elif destination is None:
             raise FrontdError(Reason.NotFound, detail="no route covers the path")
+        elif destination.pool is not None:
+            await forward(exchange, down, site, destination, destination.pool, body)
         elif destination.files is not None:
             found = requested_file(destination.files, request, destination.route)
             if isinstance(found, Redirect):
                 await give(exchange, down, phases, found)
             else:
                 await send_file(exchange, down, phases, found)
-        elif destination.pool is not None:
-            body.check_length()
-            with destination.pool.exchange():
-                await forward(exchange, down, site, destination, destination.pool)
         else:
             response = redirect_response(destination, request, exchange.client.local_address)
             await send_answer(exchange, down, phases, response)
@@ -128,51 +130,120 @@ async def send_file(
 # ---------------------------------------------------------------------------------------------------- forwarding
 
 
-async def outgoing(exchange: Exchange, phases: Phases, destination: Destination) -> tuple[bytes, Headers]:
-    """The target and the header fields that go to the app, when plugins have changed them.
+async def sealed_headers(exchange: Exchange, phases: Phases) -> Headers:
+    """The header fields that go to the app, as plugins leave them, and who has logged on.
 
     Raises `FrontdError`: ``Loop``, ``PluginFault``.
     """
     request = exchange.request
     headers = upstream_headers(request, exchange.client, phases.schemes)
-    if phases.rewrite_request:
-        received, request.headers = request.headers, headers
-        try:
-            for hook in phases.rewrite_request:
-                await first((hook,), exchange)
-                fault = bad_fields(request.headers)
-                if not fault and len(request.headers.get_all(b"host")) != 1:
-                    fault = "a request has one Host field (RFC 9112 3.2)"
-                if fault:
-                    raise plugin_fault(exchange, hook.where, ValueError(fault))
-        finally:  # what later phases decide by is what the client sent
-            headers, request.headers = request.headers, received
-    seal(headers, request, exchange.identity)
-    if exchange.identity and (fault := bad_field(headers)):
-        raise plugin_fault(exchange, "identity", ValueError(fault))
-    return upstream_target(request, destination.strip), headers
-
-
-async def forward(exchange: Exchange, down: Downstream, site: Site, destination: Destination, pool: Pool) -> None:
-    """Have the app answer; where it does not, a plugin may, and else the error says so."""
-    target, headers = await outgoing(exchange, site.phases, destination)
-    answer: Instead | None
+    received, request.headers = request.headers, headers
     try:
-        answer = await exchange_with_app(exchange, down, site, pool, target, headers)
+        for hook in phases.rewrite_request:
+            await first((hook,), exchange)
+            fault = bad_fields(request.headers)
+            if not fault and len(request.headers.get_all(b"host")) != 1:
+                fault = "a request has one Host field (RFC 9112 3.2)"
+            if fault:
+                raise plugin_fault(exchange, hook.where, ValueError(fault))
+    finally:  # what later phases decide by is what the client sent
+        headers, request.headers = request.headers, received
+    seal(headers, request, exchange.identity)
+    if exchange.identity is not None and (fault := bad_field(headers)):
+        raise plugin_fault(exchange, "identity", ValueError(fault))
+    return headers
+
+
+async def forward(
+    exchange: Exchange, down: Downstream, site: Site, destination: Destination, pool: Pool, body: RequestBody | None
+) -> None:
+    """Have the app answer; where it does not, a plugin may, and else the error says so.
+
+    Leases a connection, sends the request and relays the answer; once more on another connection when that is safe.
+    """
+    request, phases = exchange.request, site.phases
+    headers: Headers | bytes
+    answer: Instead | None
+    if body is not None:
+        body.check_length()
+        body.limit = max(body.limit, pool.settings.replay_body)
+    pool.exchanges += 1
+    try:
+        if phases.rewrite_request or exchange.identity is not None:
+            headers = await sealed_headers(exchange, phases)
+        else:
+            headers = upstream_lines(request, exchange.client, phases.schemes)
+        target = upstream_target(request, destination.strip)
+        retried = False
+        while True:
+            lease = pool.lease_nowait()
+            if lease is None:
+                lease = await waited_for(exchange, pool, site.timeouts.connect)
+            upstream = lease.upstream
+            assert upstream is not None
+            exchange.attempts += 1
+            exchange.target = lease.place.name
+            written = upstream.stream.sent
+            try:
+                if not request.is_idempotent and not lease.is_fresh and not upstream.is_alive():
+                    # nothing of it was written, so it could be sent again all the same; now it need not
+                    raise UpstreamGone("ended while it was idle")
+                if send_request_now(upstream, request, target, headers, body):
+                    if upstream.stream.pending:
+                        await task_lane()
+                        await upstream.flush(site.timeouts.response_body)
+                    answer = await receive(exchange, down, site, lease, None)
+                else:
+                    await task_lane()
+                    assert body is not None
+                    answer = await send_and_receive(exchange, down, site, lease, body)
+                break
+            except UpstreamGone as gone:
+                # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the
+                # one retry, though it cannot go on for ever either.
+                exhausted = (retried and lease.is_fresh) or exchange.attempts == MOST_ATTEMPTS
+                retried = retried or lease.is_fresh
+                pool.app_gone(lease)
+                unwritten = upstream.stream.sent == written
+                replays = body is None or body.can_rewind
+                if exhausted or not replays or not (request.is_idempotent or unwritten):
+                    raise FrontdError(
+                        Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
+                    ) from None
+                if body is not None:
+                    body.rewind()
+                if retried:  # where processes share a listener, the last one accepts for a moment what none answers
+                    await task_lane()
+                    await trio.sleep(BACKOFF_FIRST)
+            finally:
+                if not lease.ended:
+                    lease.discard()
     except FrontdError as error:
-        if error.reason.source is not Source.UPSTREAM or not down.can_answer or not site.phases.forward_failed:
+        if error.reason.source is not Source.UPSTREAM or not down.can_answer or not phases.forward_failed:
             raise
-        answer = await first_soft(site.phases.forward_failed, exchange, error)
+        answer = await first_soft(phases.forward_failed, exchange, error)
         if answer is None:
             raise
         exchange.reason, exchange.detail = error.reason, error.detail
+    finally:
+        pool.exchange_over()
     if isinstance(answer, NamedFile):
         assert pool.settings.sendfile_from is not None
         file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)
         assert file is not None
-        await send_file(exchange, down, site.phases, file, answer.headers)
+        await send_file(exchange, down, phases, file, answer.headers)
     elif answer is not None:
-        await give(exchange, down, site.phases, answer)
+        await give(exchange, down, phases, answer)
+
+
+async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float) -> Lease:
+    """A lease from the queue, or on a new connection.  Raises `FrontdError` like `Pool.lease`."""
+    await task_lane()
+    asked = trio.current_time()
+    try:
+        return await pool.lease(connect_timeout)
+    finally:
+        exchange.queue_wait += trio.current_time() - asked
 
 
 class NamedFile(NamedTuple):
@@ -183,58 +254,6 @@ class NamedFile(NamedTuple):
 
 
 Instead = Response | NamedFile  # of the app's answer
-
-
-async def exchange_with_app(
-    exchange: Exchange, down: Downstream, site: Site, pool: Pool, target: bytes, headers: Headers
-) -> Instead | None:
-    """Lease a connection, send the request, relay the answer; once more on another connection when that is safe.
-
-    Returns what stands in place of the app's answer.
-    """
-    request = exchange.request
-    body = cast("RequestBody", request.body)
-    body.limit = max(body.limit, pool.settings.replay_body)
-    retried = False
-    while True:
-        lease = pool.lease_nowait()
-        if lease is None:
-            await task_lane()
-            asked = trio.current_time()
-            try:
-                lease = await pool.lease(site.timeouts.connect)
-            finally:
-                exchange.queue_wait += trio.current_time() - asked
-        upstream = lease.connection
-        exchange.attempts += 1
-        exchange.target = str(lease.place.address)
-        written = upstream.stream.sent
-        try:
-            complete = send_request_now(upstream, request, target, headers, body)
-            if complete:
-                if upstream.stream.pending:
-                    await task_lane()
-                    await upstream.flush(site.timeouts.response_body)
-                return await receive(exchange, down, site, lease, None)
-            await task_lane()
-            return await send_and_receive(exchange, down, site, lease, body)
-        except UpstreamGone as gone:
-            # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the one
-            # retry, though it cannot go on for ever either.
-            exhausted = (retried and lease.is_fresh) or exchange.attempts == MOST_ATTEMPTS
-            retried = retried or lease.is_fresh
-            pool.app_gone(lease)
-            unwritten = upstream.stream.sent == written
-            if exhausted or not body.can_rewind or not (request.is_idempotent or unwritten):
-                raise FrontdError(
-                    Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
-                ) from None
-            body.rewind()
-            if retried:  # where processes share a listener, the last one accepts for a moment what none will answer
-                await task_lane()
-                await trio.sleep(BACKOFF_FIRST)
-        finally:
-            lease.discard()  # without effect after give_back
 
 
 async def send_and_receive(
@@ -265,9 +284,18 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
 
     Returns what stands in place of the app's answer, of which nothing was sent then.
     """
-    request, upstream, phases = exchange.request, lease.connection, site.phases
+    request, upstream, phases, timeouts = exchange.request, lease.connection, site.phases, site.timeouts
+    stream = upstream.stream
     while True:
-        head = await read_head(upstream, site.timeouts.response_head, pump)
+        timeout = timeouts.response_head
+        deadline = clock.now() + timeout
+        if pump is None and not upstream.http.started:
+            await readable(stream, deadline, Reason.Timer_Response)  # nothing can be there yet
+        while (head := upstream.head_now()) is None:
+            if pump is None:
+                await readable(stream, deadline, Reason.Timer_Response)
+            else:
+                deadline = await app_readable(upstream, deadline, timeout, Reason.Timer_Response, pump)
         if head.status >= 200 or head.status == 101:
             break
         await task_lane()
@@ -279,50 +307,78 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
     if head.status == 101:
         await upgrade(exchange, down, site, lease, head)
         return None
-    headers, captured = downstream_headers(head), None
-    response = None
-    if phases.sees_response:
-        answer = await admit(exchange, phases, head, headers.copy())
-        if answer is not None:
-            return answer
-        response = exchange.response
-    sent = response.headers if response is not None else headers
-    if lease.pool.settings.sendfile_from is not None and b"x-sendfile" in sent:
-        if head.status in SENDFILE_STATUS:
-            if isinstance(upstream.body_now(), End):  # mostly empty; what else comes is not worth waiting for
+    captured = None
+    if not phases.sees_response and lease.pool.settings.sendfile_from is None:
+        down.start(head.status, head.reason, downstream_lines(head), length=head.content_length)
+        if head.plain and isinstance(begun := upstream.body_now(), bytes):
+            if len(begun) == head.content_length or upstream.http.is_over:  # mostly all of it comes at once
+                if pump is not None:
+                    await pump.sees_its_end()
                 lease.give_back()
-            return NamedFile(head.status, sent)
-        sent.remove(b"x-sendfile")
-    if response is not None:
-        captured = Captured(exchange) if response.captures else None
-        await rewritten(exchange, phases)
-        exchange.status, headers = response.status, framed(response.headers, headers)
-    phrase = head.reason if exchange.status == head.status else PHRASES.get(exchange.status, b"")
-    down.start(exchange.status, phrase, headers)
-    turns = 0
+                if not down.send_last(begun):
+                    await task_lane()
+                    await down.flush()
+                return None
+            if not down.send(begun):
+                await task_lane()
+                await down.flush()
+    else:
+        headers, response = downstream_headers(head), None
+        if phases.sees_response:
+            answer = await admit(exchange, phases, head, headers.copy())
+            if answer is not None:
+                return answer
+            response = exchange.response
+        sent = response.headers if response is not None else headers
+        if lease.pool.settings.sendfile_from is not None and b"x-sendfile" in sent:
+            if head.status in SENDFILE_STATUS:
+                if isinstance(upstream.body_now(), End):  # mostly empty; what else comes is not worth waiting for
+                    lease.give_back()
+                return NamedFile(head.status, sent)
+            sent.remove(b"x-sendfile")
+        if response is not None:
+            captured = Captured(exchange) if response.captures else None
+            await rewritten(exchange, phases)
+            exchange.status, headers = response.status, framed(response.headers, headers)
+        phrase = head.reason if exchange.status == head.status else PHRASES.get(exchange.status, b"")
+        down.start(exchange.status, phrase, headers, length=head.content_length)
+    turns, size = 0, READ_SIZE
     while True:
-        turns += 1
-        if turns % PARTS_IN_A_ROW == 0:  # a fast app with a fast client leaves the others their turn
-            await task_lane()
-            await trio.lowlevel.checkpoint()
-        part = upstream.body_now()
+        if turns >= PARTS_IN_A_ROW:  # a fast app with a fast client
+            turns = 0
+            await others_first(stream)
+        part = upstream.part_now(size) if captured is None else upstream.body_now()
         if isinstance(part, End):
             if captured is not None:
                 captured.complete()
-            done = down.finish(announced_trailers(head.headers, part.trailers))
+            done = down.finish() if part is PLAIN_END else down.finish(announced_trailers(head.headers, part.trailers))
             break
         if part is None:
             if not down.push():
                 await task_lane()
                 await down.flush()
-            timeout = site.timeouts.response_body
-            await app_readable(upstream, trio.current_time() + timeout, timeout, Reason.Timer_ResponseBody, pump)
+            turns, timeout = 0, timeouts.response_body
+            deadline = clock.now() + timeout
+            if pump is None:
+                await readable(stream, deadline, Reason.Timer_ResponseBody)
+            else:
+                await app_readable(upstream, deadline, timeout, Reason.Timer_ResponseBody, pump)
         else:
             if captured is not None:
-                captured.add(part)
-            if not down.send(part):
+                captured.add(bytes(part))
+            if upstream.http.is_over:  # the end came with it
+                if captured is not None:
+                    captured.complete()
+                done = down.send_last(part)
+                break
+            turns += len(part) // READ_SIZE or 1
+            taken = down.send(part)
+            size = next_size(size, part, taken)
+            if not taken:
                 await task_lane()
                 await down.flush()
+    if pump is not None:
+        await pump.sees_its_end()
     lease.give_back()  # before the client has read everything: the app is free for the next request
     if not done:
         await task_lane()
@@ -330,16 +386,8 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
     return None
 
 
-async def read_head(upstream: Upstream, timeout: float, pump: Pump | None) -> ResponseHead:
-    """The next response head, within `timeout` seconds."""
-    deadline = trio.current_time() + timeout
-    while (head := upstream.head_now()) is None:
-        deadline = await app_readable(upstream, deadline, timeout, Reason.Timer_Response, pump)
-    return head
-
-
 async def app_readable(
-    upstream: Upstream, deadline: float, timeout: float, reason: Reason, pump: Pump | None
+    upstream: Upstream, deadline: float, timeout: float, reason: Reason, pump: Pump
 ) -> float:
     """Wait until the app has sent something; returns the deadline that holds now.
 
@@ -351,7 +399,7 @@ async def app_readable(
             await readable(upstream.stream, deadline, reason)
             return deadline
         except FrontdError:
-            if pump is None or pump.progress + timeout <= trio.current_time():
+            if pump.progress + timeout <= trio.current_time():
                 raise
             deadline = pump.progress + timeout
 

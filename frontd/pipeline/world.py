@@ -8,13 +8,15 @@ snapshot.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from frontd.config.model import Limits, Timeouts
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.messages import Client, Request, TlsPolicy
-from frontd.model.urlprefix import PathTable, PrefixTable
+from frontd.model.urlprefix import MOST_REMEMBERED, PathTable, PrefixTable
+from frontd.net.shared import Counter, LocalSlots
+from frontd.net.tickets import FamilySecret
 from frontd.net.tls import ProfileTable
 from frontd.pipeline.fileroot import FileRoot
 from frontd.pipeline.phases import NO_PHASES, Phases
@@ -29,13 +31,23 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 OPEN_POLICY = TlsPolicy()
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the fronts of a family have in common: the slots in which they count together, and the secret that session
+    tickets are made of (None: one process, which makes its own)."""
+
+    slots: LocalSlots = field(default_factory=LocalSlots)
+    secret: FamilySecret | None = field(default=None, repr=False)
+
+
 @dataclass(slots=True)
 class SiteState:
-    """Counters of a site, kept over reloads: requests begun, exchanges with a reason, connections that are its now."""
+    """Counters of a site, kept over reloads: requests begun, exchanges with a reason, and the connections that are its
+    now, which are counted together with the other fronts'."""
 
     requests: int = 0
     errors: int = 0
-    connections: int = 0
+    crowd: Counter = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,14 @@ class Site:
     state: SiteState
     keeps_underscores: bool = False
     phases: Phases = NO_PHASES
+    small: tuple[int, int, int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """`small`: bytes of a head, fields, characters of a path and of its segments that are within all limits."""
+        limits = self.limits
+        sizes = (limits.max_head, limits.max_field, limits.max_query, limits.max_url)
+        heads = min(size for size in sizes if size is not None)
+        object.__setattr__(self, "small", (heads, limits.max_fields, limits.max_segment, limits.max_segments))
 
 
 class Entrance(NamedTuple):
@@ -75,7 +95,8 @@ class Entrance(NamedTuple):
 class World:
     """One generation of the configuration, built.  `wire` holds the largest head limits of all sites: what a listener
     reads before the site is known; `server` are the phases that are asked before it is; `plugins` are the instances of
-    all sites, `store` the memory they share.  `ondemand` has pools for targets that no configuration names."""
+    all sites, `store` the memory they share; `policies` remembers what hosts demand of TLS.  `ondemand` has pools for
+    targets that no configuration names; `shared` is what other processes have a part in."""
 
     generation: int
     sites: PrefixTable[Entrance]
@@ -90,6 +111,8 @@ class World:
     plugins: tuple[Plugin, ...]
     store: MemoryStore
     ondemand: OnDemandPools
+    shared: Shared
+    policies: dict[tuple[str, str | None], tuple[TlsPolicy, ...]] = field(default_factory=dict)
 
     def trusts(self, address: str) -> bool:
         """Whether what this peer says about its clients is believed."""
@@ -105,12 +128,26 @@ class World:
         known host, ``Misdirected`` (421) when the host's TLS policy is not the one this connection was made under.
         """
         host = request.host or client.local_address
-        match = self.sites.match(client.scheme, client.public_port, host, client.local_address, request.path)
-        if client.tls is not None and any(one != client.tls.policy for one in self._policies(host, match.value)):
-            raise FrontdError(Reason.Misdirected)
-        if match.value is not None:
-            return match.value.site
-        raise FrontdError(Reason.NotFound if match.host_known else Reason.Hostname, detail=f"host {host}")
+        entrance, known = self.sites.match(
+            client.scheme, client.public_port, host, client.local_address, request.path
+        )
+        if client.tls is not None:
+            self._check_policy(client.tls.policy, host, entrance)
+        if entrance is not None:
+            return entrance.site
+        raise FrontdError(Reason.NotFound if known else Reason.Hostname, detail=f"host {host}")
+
+    def _check_policy(self, policy: TlsPolicy, host: str, entrance: Entrance | None) -> None:
+        """Raises `FrontdError` with ``Misdirected`` where another TLS policy is demanded."""
+        key = (host, entrance.host if entrance else None)
+        demanded = self.policies.get(key)
+        if demanded is None:
+            if len(self.policies) >= MOST_REMEMBERED:
+                self.policies.clear()
+            demanded = self.policies[key] = tuple(self._policies(host, entrance))
+        for one in demanded:
+            if one is not policy and one != policy:
+                raise FrontdError(Reason.Misdirected)
 
     def _policies(self, host: str, entrance: Entrance | None) -> list[TlsPolicy]:
         """What a request for `host` must have been made under: that host's policy, and the one of the UrlPrefix that
@@ -127,6 +164,11 @@ class World:
 
 def check_limits(site: Site, request: Request, head_size: int) -> None:
     """The sizes of one site, once it is known.  Raises `FrontdError` that names the key of the limit."""
+    heads, most_fields, longest, most_segments = site.small
+    path = request.path
+    few = len(request.headers.items) <= most_fields and path.count("/") <= most_segments
+    if few and head_size <= heads and len(path) <= longest:
+        return  # so small that no part of it can be too large
     limits = site.limits
     if head_size > limits.max_head:
         raise FrontdError(Reason.RequestLength, hint=f"The limit is limits.max_head ({limits.max_head} bytes).")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from frontd.config.model import LogFile
 from frontd.lanes.service import Service
+from frontd.lanes.turn import LIVES
 from frontd.model.errors import Reason
 from frontd.model.messages import Client, Exchange
 from frontd.pipeline.logwriter import LogWriter
@@ -57,7 +58,7 @@ class KeptService(Service):
     """A service that keeps in the record what it logs."""
 
     def __init__(self, world: World, log: LogWriter, record: Record) -> None:
-        super().__init__(world, log)
+        super().__init__(world, log, LIVES)
         self._record = record
 
     def log_exchange(self, exchange: Exchange, seconds: float) -> None:

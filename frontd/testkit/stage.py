@@ -19,8 +19,9 @@ from typing import Any
 
 from frontd.config.load import Loaded
 from frontd.config.model import Listen
-from frontd.lanes.connection import Connection, Door, handle
+from frontd.lanes.connection import Connection, Door
 from frontd.lanes.listener import Listener
+from frontd.lanes.opening import begin
 from frontd.lanes.service import Service
 from frontd.model.messages import Client as Peer
 from frontd.model.messages import TlsInfo, TlsPolicy
@@ -188,9 +189,7 @@ class SiteUnderTest:
         )  # fmt: skip
         if settings.kind == "https":
             peer.tls = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384", self.host, None, TlsPolicy())
-        connection = _MemoryConnection(sock, peer, replace(listener.door, scheme="http"), front.service)
-        front.service.connections.add(connection)
-        self._loop.nursery.start_soon(handle, connection)
+        begin(_MemoryConnection(sock, peer, replace(listener.door, scheme="http"), front.service))
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from frontd.model.errors import Reason
 from frontd.model.headers import Headers
 from frontd.model.messages import Client, Exchange, Request, TlsInfo, TlsPolicy
+from frontd.model.verdicts import Identity
+from frontd.pipeline import accesslog
 from frontd.pipeline.accesslog import (
     ACCESS_FIELDS,
     ERROR_FIELDS,
+    KNOWN,
     MAX_FIELD,
     MAX_LINE,
     MAX_URI,
@@ -28,6 +32,7 @@ from frontd.pipeline.accesslog import (
     w3c_line,
     w3c_remark,
 )
+from tests.pipeline import plain_lines
 from tests.wire import app, front, one_pool
 
 AT = 1769903999.125  # 2026-01-31 23:59:59.125 UTC
@@ -254,6 +259,108 @@ def test_a_long_line_is_cut_value_by_value() -> None:
     assert MAX_LINE / 2 < len(line) < MAX_LINE
     assert data["method"] == "M" * len(data["method"])
     assert data["user_agent"] == "語" * 200
+
+
+# ---------------------------------------------------------------------------------------------------- remembered pieces
+
+times = st.one_of(
+    st.floats(0, 3e9),
+    st.floats(0, 0.002),
+    st.integers(0, 10**10).map(lambda n: n / 1_000_000),
+    st.integers(0, 10**7).map(lambda n: (n + 0.5) / 1_000_000),  # between two: to the even one
+    st.sampled_from([0.0, 0.5, 0.0005, 0.0015, 0.00009999, 0.9999995, 999_999.9999996, 1e6, 1e16]),
+)
+few = st.sampled_from(["", "shop", "a b", '"', "\\", "語", "x" * 200, "x" * 201])
+
+
+@st.composite
+def any_exchanges(draw: st.DrawFn) -> Exchange:
+    """Exchanges that have much in common, so that their pieces are known or not."""
+    it = draw(exchanges()) if draw(st.booleans()) else exchange(draw(few), "/" + draw(few) + "?" + draw(few))
+    if draw(st.booleans()):
+        names = st.sampled_from([b"User-Agent", b"Referer", b"Accept"])
+        some = st.lists(st.tuples(names, st.sampled_from([b"", b"b", b"c d"])), max_size=4)
+        it.fields = draw(st.none() | some.map(lambda pairs: Headers.of(*pairs)))
+    it.version = draw(st.sampled_from(["1.1", "1.0", "2", ""]))
+    it.client = replace(it.client, address=draw(few), local_port=draw(st.integers(0, 65535)), listener=draw(few))
+    it.client.tls = draw(st.sampled_from([None, it.client.tls]))
+    it.identity = draw(st.none() | few.filter(bool).map(Identity))
+    it.site, it.route, it.pool, it.target = (draw(few) for _ in range(4))
+    it.status, it.substatus = draw(st.sampled_from([0, 200, 404])), draw(st.sampled_from([0, 8]))
+    it.bytes_in, it.bytes_out = draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40))
+    it.queue_wait, it.attempts = draw(times), draw(st.integers(0, 3))
+    it.request.has_query = draw(st.booleans())
+    return it
+
+
+@given(any_exchanges(), times, times)
+def test_lines_are_what_they_are_spelled_out(it: Exchange, seconds: float, at: float) -> None:
+    """At first sight, and with every piece known."""
+    for _ in range(2):
+        assert w3c_line(it, seconds, at) == plain_lines.w3c_line(it, seconds, at)
+        assert json_line(it, seconds, at) == plain_lines.json_line(it, seconds, at)
+
+
+def test_the_first_of_two_fields_counts() -> None:
+    twice = [(name, value) for name in (b"User-Agent", b"Referer") for value in (b"one", b"two")]
+    for fields in (twice[::2], twice[1::2], twice, twice[::-1]):
+        it = exchange("GET", "/", *fields)
+        for _ in range(2):
+            assert w3c_line(it, 0.0, AT) == plain_lines.w3c_line(it, 0.0, AT)
+            assert json_line(it, 0.0, AT) == plain_lines.json_line(it, 0.0, AT)
+
+
+def test_time_may_go_back() -> None:
+    """Exchanges end in another order than they began, and clocks are set."""
+    it = exchange()
+    for at in (AT, AT - 1, AT + 0.9, AT + 86400, AT, 0.0, -0.5, -1.0, AT):
+        assert w3c_line(it, 0.0, at) == plain_lines.w3c_line(it, 0.0, at)
+        assert json_line(it, 0.0, at) == plain_lines.json_line(it, 0.0, at)
+
+
+def remembered() -> list[dict[object, str]]:
+    """Everything that is kept from one line to the next."""
+    fixed = {"ACCESS", "ERRORS", "_TINY", "__builtins__", "__annotations__"}
+    return [value for name, value in vars(accesslog).items() if type(value) is dict and name not in fixed]
+
+
+def test_a_quick_line_is_quick_only_with_known_pieces() -> None:
+    """Else the comparisons above would compare the rules with the rules."""
+    assert len(remembered()) == 18
+    for known in remembered():
+        known.clear()
+    it = exchange("GET", "/a", (b"User-Agent", b"curl/8"))
+    it.identity = Identity("anna")
+    w3c_line(it, 0.0, AT), json_line(it, 0.0, AT)
+    assert all(remembered())
+    for known in remembered():
+        for value in known:
+            known[value] = "seen"
+    seen = w3c_line(it, 0.0, AT).count("seen"), json_line(it, 0.0, AT).count("seen")
+    for known in remembered():  # no later line is to say so
+        known.clear()
+    assert seen == (11, 13)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for number in range(3 * KNOWN):
+        text = f"{number}-" + "x" * (number % 300)
+        it = exchange(text, "/", (b"User-Agent", text.encode()), host=text.encode())
+        it.site = it.route = it.pool = it.target = it.version = text
+        it.status, it.identity = number, Identity(text)
+        it.client = replace(it.client, address=text, local_address=text, local_port=number, listener=text, scheme=text)
+        w3c_line(it, 0.0, AT), json_line(it, 0.0, AT)
+    assert {len(known) <= KNOWN for known in remembered()} == {True}
+    assert max(len(str(value)) for known in remembered() for value in known) <= MAX_FIELD + len("b''")
+
+
+def test_what_may_be_a_secret_is_not_remembered() -> None:
+    it = exchange("GET", "/reset/hush-path?t=hush-query", (b"Referer", b"https://a.test/?t=hush-referer"))
+    for _ in range(2):
+        assert w3c_line(it, 0.0, AT).count("hush-") == 3
+        assert json_line(it, 0.0, AT).count("hush-") == 3
+    assert len(remembered()) == 18
+    assert "hush-" not in str(remembered())
 
 
 # ---------------------------------------------------------------------------------------------------- from the wire

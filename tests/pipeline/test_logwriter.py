@@ -329,4 +329,4 @@ async def test_remarks_of_threads_and_lines_of_the_loop_lose_nothing(tmp_path: P
     writer.close()
     lines = [line for line in (tmp_path / "error.log").read_text().splitlines() if line.startswith("#Remark")]
     assert len(lines) == 8000
-    assert (writer.dropped, writer._bytes_in) == (0, writer._bytes_out)
+    assert (writer.dropped, writer._bytes_in + writer._remarked) == (0, writer._bytes_out)

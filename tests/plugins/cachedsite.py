@@ -173,7 +173,7 @@ listen: {{http: {{port: 0}}}}
 sites:
   main:
     urls: ["http://*/"]
-    plugins: [who, {{response_cache: {{{settings}}}}}, meddler]
+    plugins: [who, {{response_cache: {{{settings}}}}}{others}]
     routes: {{{routes}}}
     {more}
 pools:
@@ -184,9 +184,11 @@ pools:
 
 @asynccontextmanager
 async def cached(
-    tmp_path: Path, settings: str = "", extra: str = "", more: str = "", routes: str = "/: app"
-) -> AsyncIterator[Play]:
-    """A cached site: the plugin's `settings`, `extra` lines at the top, `more` of the site, its `routes`.
+    tmp_path: Path, settings: str = "", extra: str = "", more: str = "", routes: str = "/: app",
+    others: str = ", meddler",
+) -> AsyncIterator[Play]:  # fmt: skip
+    """A cached site: the plugin's `settings`, `extra` lines at the top, `more` of the site, its `routes`, and the
+    `others` of its plugins.
 
     At its end nothing of any exchange is left on the plugin.
     """
@@ -197,7 +199,8 @@ async def cached(
     async with AsyncExitStack() as stack:
         it = await stack.enter_async_context(app(pages.serve))
         text = SITE.format(
-            folder=folder, target=it.url, settings=settings, extra=extra, more=more, routes=routes
+            folder=folder, target=it.url, settings=settings, extra=extra, more=more, routes=routes,
+            others=others,
         )
         play = Play(await stack.enter_async_context(front(text, tmp_path)), pages, it, text)
         cache = play.cache

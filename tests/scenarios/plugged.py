@@ -10,7 +10,7 @@ from typing import Any
 import frontd
 from frontd.config.plugins import Catalogue, Discover
 from frontd.pipeline.discovery import examine
-from frontd.processes.front import ReloadReport
+from frontd.processes.reload import ReloadReport
 from tests.wire import Stage, configuration, front, settled
 
 PluginClass = type[frontd.Plugin]

@@ -21,6 +21,7 @@ import trio.testing
 from frontd.config.load import Loaded, loads
 from frontd.config.model import Listen
 from frontd.lanes.listener import bind
+from frontd.net.binding import bind_control
 from frontd.processes.control import (
     MAX_BODY,
     MAX_CALLERS,
@@ -30,7 +31,6 @@ from frontd.processes.control import (
     Reply,
     as_json,
     as_text,
-    bind_control,
     may_call,
     serve_calls,
 )
@@ -119,7 +119,7 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             assert status == 200
             assert list(said) == [
                 "version", "pid", "started", "uptime", "ready", "state", "generation", "config", "last_reload",
-                "listeners", "sites", "pools", "store", "certificates", "reasons", "log",
+                "fronts", "listeners", "sites", "pools", "store", "certificates", "reasons", "log",
                 "dropped_underscore_fields", "connections",
             ]  # fmt: skip
             assert (said["version"], said["pid"]) == ("1.2.3", os.getpid())
@@ -136,7 +136,7 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             assert (pool["name"], pool["on_demand"]) == ("app", False)
             assert pool["queue"] == {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0}
             assert [set(target) for target in pool["targets"]] == [
-                {"target", "address", "state", "active", "idle", "concurrency", "error"}
+                {"target", "address", "state", "active", "idle", "concurrency", "held", "error"}
             ]
             (certificate,) = said["certificates"]
             assert set(certificate["hosts"]) == {"a.test", "*.wild.test", "127.0.0.1", "::1"}

@@ -94,7 +94,7 @@ async def test_a_file_that_becomes_shorter_is_never_ended_cleanly(
 async def test_a_slow_reader_gets_it_all(
     tmp_path: Path, folder: Path, pki: Pki, kind: str, autojump_clock: object
 ) -> None:
-    (folder / "x").write_bytes(bytes(range(256)) * 4096)  # 1 MiB
+    (folder / "x").write_bytes(bytes(range(256)) * (FILE_SLICE // 256))
     async with front(files_site(folder, pki), tmp_path) as stage:
         line = await narrow(kind, pki, stage)
         await line.send(GET)
@@ -103,7 +103,7 @@ async def test_a_slow_reader_gets_it_all(
         while len(body) < FILE_SLICE:
             await trio.sleep(0.5)
             body += await line.read()
-        assert body == bytes(range(256)) * 4096
+        assert body == bytes(range(256)) * (FILE_SLICE // 256)
         await line.send(GET[:-2] + b"Range: bytes=-1\r\n\r\n")
         assert (await line.message())[1] == b"\xff"
         assert stage.reasons == {}

@@ -257,13 +257,13 @@ sites:
             assert (await third.get(host="one.test"))[1] == b"ok"
             assert (await second.get(host="one.test"))[0].startswith(b"HTTP/1.1 503 ")
             states = {site.name: site.state for site in stage.front.service.world.all_sites}
-            assert (states["one"].connections, states["two"].connections) == (2, 0)
+            assert (states["one"].crowd.mine, states["two"].crowd.mine) == (2, 0)
             assert (states["one"].errors, states["two"].errors) == (2, 0)
             assert stage.reasons == {"ConnLimit": 2}
             for line in (first, third):
                 await line.close()
             await settled()
-            assert states["one"].connections == 0
+            assert states["one"].crowd.mine == 0
 
 
 async def test_an_unknown_host_is_no_error_of_the_site_before(tmp_path: Path) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import resource
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,7 @@ from frontd.config.model import Listen
 from frontd.lanes.listener import REFUSED_AT_ONCE, Listener, bind
 from frontd.processes.front import Front
 from tests.net.pki import Pki
-from tests.net.tlsclient import all_gone, client_context, secure_site, tls_line
+from tests.net.tlsclient import client_context, secure_site, tls_line
 from tests.wire import Line, Stage, app, configuration, free_port, front, one_pool
 
 
@@ -111,11 +107,12 @@ async def test_two_listeners_and_their_public_ports(tmp_path: Path) -> None:
             line = await stage.connect("http")  # on a free port without a public one: by host alone
             assert (await line.get(host="a.test"))[1] == b"ok"
             assert (await line.get(host="b.test"))[1] == b"eight"
-            line = await stage.connect("second")
+            other_line = await stage.connect("second")
             for host in ("a.test", "a.test:8080", "a.test:9999"):  # the port in Host does not count
-                assert (await line.get(host=host))[1] == b"eight"
-            assert (await line.get(host="c.test"))[0].startswith(b"HTTP/1.1 400 ")
-            assert [listener.connections for listener in stage.front.listeners] == [1, 1]
+                assert (await other_line.get(host=host))[1] == b"eight"
+            assert (await other_line.get(host="c.test"))[0].startswith(b"HTTP/1.1 400 ")
+            counts = stage.front.service.by_listener
+            assert [counts[listener.identity] for listener in stage.front.listeners] == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------- binding
@@ -169,34 +166,6 @@ async def test_a_listener_closed_between_wake_up_and_accept_ends_quietly(tmp_pat
         assert instrument.happened
         assert (await line.get())[1] == b"ok"  # what was accepted goes on
         assert "accepting again" not in stage.log("error")
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """This process may open no more files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-async def test_out_of_files_is_waited_out(tmp_path: Path, autojump_clock: object) -> None:
-    async with app() as it, front(one_pool(it.url), tmp_path) as stage:
-        with socket.socket() as sock:
-            sock.setblocking(False)
-            with no_more_files():
-                assert sock.connect_ex(("127.0.0.1", stage.port())) == errno.EINPROGRESS
-                await trio.sleep(1)
-                assert not stage.front.service.connections
-            line = Line(trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup())))
-            assert (await line.get())[1] == b"ok"
-            await line.close()
-        await all_gone(stage)
-        assert 2 <= stage.log("error").count("listener http: Too many open files; accepting again soon") <= 11
 
 
 async def test_beyond_the_limit_plain_clients_are_told_and_many_are_reset(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from frontd import Allow, Client, Exchange, Headers, Identity, Plugin
 from frontd.lanes.requests import make_request
 from frontd.model.headers import IDENTITY_FIELDS, announced_trailers
-from frontd.pipeline.forward import seal, upstream_headers
+from frontd.pipeline.fields import seal, upstream_headers
 from frontd.protocol.scan import WireLimits, scan_request
 from tests.scenarios.plugged import PluginClass, fields, made, plugged, reload, says, status, text, told
 from tests.scenarios.test_plugin_doors import ALICE, GUARD

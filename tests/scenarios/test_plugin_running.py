@@ -16,8 +16,7 @@ from frontd import Exchange, Plugin, Response
 from frontd.config.load import ConfigProblems
 from frontd.processes import plugins as processes
 from frontd.processes.front import Front
-from frontd.processes.runtime import BuildProblem
-from frontd.processes.solo import only_problem
+from frontd.processes.runtime import BuildProblem, only_problem
 from tests.scenarios.plugged import PluginClass, made, of, plugged, reload, text, told
 from tests.wire import app, configuration, front, settled
 

@@ -14,7 +14,7 @@ import trio
 import trustme
 
 from frontd.config.load import Loaded
-from frontd.processes.front import ReloadReport
+from frontd.processes.reload import ReloadReport
 from tests.wire import OK, Line, Script, Stage, app, configuration, free_port, front, one_pool, settled
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"

@@ -13,7 +13,7 @@ import trio.lowlevel
 
 from frontd.lanes.connection import Connection
 from frontd.pipeline.forward import PARTS_IN_A_ROW
-from frontd.protocol.scan import CHUNKS_AT_ONCE
+from frontd.protocol.chunks import CHUNKS_AT_ONCE
 from tests.wire import Line, Stage, app, front, one_pool
 
 CHUNKS = 40000

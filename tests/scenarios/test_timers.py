@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from frontd.lanes.connection import FIRST_REQUEST
 from tests.scenarios.bystander import entries, logged, small_window
 from tests.wire import OK, Line, app, front, one_pool, settled
 
@@ -420,7 +421,7 @@ async def test_drain_ends_what_is_idle_and_lets_the_rest_finish(tmp_path: Path, 
             await line.send(OK)
 
     async with app(slow) as it, front(one_pool(it.url, extra=timers("drain: 30s")), tmp_path) as stage:
-        idle, fresh, busy, half = [await stage.connect() for _ in range(4)]
+        idle, fresh, late, busy, half = [await stage.connect() for _ in range(5)]
         await idle.get()
         await busy.send(GET)
         await half.send(GET[:-2])
@@ -429,10 +430,11 @@ async def test_drain_ends_what_is_idle_and_lets_the_rest_finish(tmp_path: Path, 
             with lasts(11):
                 nursery.start_soon(stage.front.drain)
                 assert await idle.read_to_end() == b""
-                assert await fresh.read_to_end() == b""
-                await trio.sleep(1)
+                await late.send(GET)  # it was accepted, and its first request on the way
+                with lasts(FIRST_REQUEST):
+                    assert await fresh.read_to_end() == b""
                 await half.send(GET[-2:])  # its request was on the way: it is answered
-                for line in (busy, half):
+                for line in (busy, late, half):
                     head, body = await line.message()
                     assert b"\r\nConnection: close\r\n" in head
                     assert body == b"ok"

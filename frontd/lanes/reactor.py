@@ -1,0 +1,498 @@
+"""The reactor: it drives the life of requests by plain calls, for as long as they need nothing but bytes.
+
+How it works
+------------
+One trio task waits on a private epoll set.  An event resumes the coroutine that is parked on the stream, or tells the
+stream's owner: a connection then begins a turn, an idle connection to an app leaves its pool.  A coroutine that yields
+a stream is parked on it; one that yields `OthersFirst` is too, until the others had their turn; one that yields
+`TASK_LANE` goes on, the same object, in a trio task of its own, and what comes after it is the reactor's again.
+Anything else it yields is refused: nothing of trio's can be awaited here.
+
+Work is done in slices, until about as much time has passed as everything else took since the last one, so that neither
+a thousand ready connections keep the tasks waiting nor the tasks the connections.  Events are taken in batches; what is
+left of a batch at the end of a slice is seen to in the next one.
+
+Every connection has one deadline and a place in one wheel (`lanes.wheel`), so an answered request costs no timer.
+
+With ``FRONTD_REACTOR=off`` in the environment every connection is a task instead; the set then only tells who has left.
+
+Invariants (the registration law; without any of these a loop spins, hangs, or talks to the wrong connection)
+----------
+* A socket is registered once, for edges.  `Stream.ready` says that there may be something to read; a turn reads until
+  there is not, and what comes during an exchange only sets the flag.
+* A stream that a task waits on is not registered for its bytes; that of a client still is for its end.
+* Event bits are hints: who is told of them reads.  A stream that was registered during a batch gets no event of it.
+* Streams leave the set before they are closed (`Stream.close_now`), and only their owner closes them.
+* A fault while one connection is driven ends that connection with a reason, never the loop.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+import trio
+
+from frontd.lanes.driven import Driven, Life
+from frontd.lanes.wheel import Wheel
+from frontd.model.errors import FrontdError
+from frontd.net.streams import Owner, Stream
+from frontd.net.traps import TASK_LANE, Ended, OthersFirst, carry, clock, fault_of
+
+BATCH = 32  # events taken at a time
+LEAST, MOST = 0.001, 0.005  # s of a slice
+
+_BYTES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_END = select.EPOLLRDHUP | select.EPOLLET
+_ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+class Reactor:
+    """The epoll set, the wheel, and the driver.  `fault` is told what nobody should have raised."""
+
+    def __init__(self, fault: Callable[[str, BaseException], None]) -> None:
+        self._fault = fault
+        self._epoll = select.epoll()
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._alarm, select.EPOLLIN | select.EPOLLET)  # each write is an edge; nobody reads it
+        self._works = False
+        self._streams: list[Stream | None] = [None] * (self._alarm + 1)  # by descriptor, the lowest free
+        self._batch = 1
+        self._left: list[tuple[int, int]] = []  # events of this batch that are still to be seen to
+        self._again: OrderedDict[Driven, None] = OrderedDict()  # have more to do, once the others had their turn
+        self._paused: OrderedDict[Stream, None] = OrderedDict()  # who is parked on them goes on in the next slice
+        self._wheel: Wheel[Driven] = Wheel()
+        self._sleep: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+        self.drives = os.environ.get("FRONTD_REACTOR") != "off"
+
+    # ------------------------------------------------------------------ the set
+
+    def register(self, stream: Stream, owner: Owner) -> None:
+        """Be told of bytes on `stream` and of its end, also of what waits already."""
+        self._put(stream, owner, _BYTES)
+
+    def watch(self, stream: Stream, owner: Owner) -> None:
+        """Be told of the end of `stream` alone, while tasks read it."""
+        self._put(stream, owner, _END)
+        stream.watched = True
+
+    def _put(self, stream: Stream, owner: Owner, events: int) -> None:
+        fd = stream.sock.fileno()
+        self._epoll.register(fd, events)
+        if fd >= len(self._streams):
+            self._streams += [None] * (fd + 1 - len(self._streams))
+        self._streams[fd] = stream
+        stream.lane = self
+        stream.owner = owner
+        stream.born = self._batch
+        stream.ready = stream.watched = False
+
+    def exchange(self, old: Stream, new: Stream) -> None:
+        """`new` is on the same socket as `old` (TLS has begun) and takes its place."""
+        old.lane, new.lane = None, self
+        new.owner, new.watched, new.ready, new.ending = old.owner, old.watched, old.ready, old.ending
+        self._streams[new.sock.fileno()] = new
+
+    def forget(self, stream: Stream) -> None:
+        """Before it is closed."""
+        fd = stream.sock.fileno()
+        if fd < 0:  # a failed TLS wrap has closed it already
+            fd = next((number for number, one in enumerate(self._streams) if one is stream), -1)
+        if fd >= 0:
+            self._streams[fd] = None
+        stream.lane = None
+        stream.waiter = None
+        with suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def leave(self, stream: Stream) -> None:
+        """A task is going to wait for its bytes."""
+        if stream.watched:
+            return
+        if stream.owner is not None and stream.owner.hears_end:
+            stream.watched = True
+            self._epoll.modify(stream.sock.fileno(), _END)
+        else:
+            self.forget(stream)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Those that are registered."""
+        return [stream for stream in self._streams if stream is not None]
+
+    # ------------------------------------------------------------------ driving
+
+    def begin(self, connection: Driven, life: Life) -> None:
+        """Drive `life` for an idle connection."""
+        connection.coroutine = life
+        self._step(connection, None)
+
+    def _step(self, connection: Driven, error: BaseException | None) -> None:
+        """Resume a connection's coroutine, until it waits for bytes that are not there."""
+        coroutine = connection.coroutine
+        assert coroutine is not None
+        try:
+            trap = coroutine.send(None) if error is None else coroutine.throw(error)
+            while trap is not TASK_LANE:
+                if isinstance(trap, OthersFirst):
+                    trap = self._pause(trap)
+                    break
+                if not isinstance(trap, Stream):
+                    trap = coroutine.throw(RuntimeError(f"{trap!r} was awaited before task_lane()"))
+                elif connection.stream.ending and connection.is_gone:  # before anything had to be waited for
+                    trap = coroutine.throw(Ended())
+                elif trap.lane is None:  # a connection that a task has made
+                    try:
+                        self.register(trap, cast("Owner", trap.owner))  # which a closed one has not
+                    except (OSError, ValueError) as unwatched:
+                        trap = coroutine.throw(unwatched)
+                    else:
+                        break
+                elif not trap.ready:
+                    break
+                else:
+                    trap = coroutine.send(None)
+        except StopIteration:
+            try:
+                self._over(connection)
+            except BaseException as thrown:
+                self._failed(connection, thrown)
+            return
+        except BaseException as thrown:
+            error = None  # its traceback leads back to this frame
+            self._failed(connection, thrown)
+            return
+        if trap is TASK_LANE:
+            self._to_task(connection)
+            return
+        trap.waiter = connection
+        connection.parked = trap
+        connection.deadline = deadline = trap.deadline
+        if deadline < connection.due:
+            self._schedule(connection, deadline)
+
+    def _pause(self, trap: OthersFirst) -> Stream:
+        stream = cast("Stream", trap.stream)
+        stream.deadline = math.inf
+        if not self._works and not self._paused:
+            os.eventfd_write(self._alarm, 1)
+        self._paused[stream] = None
+        return stream
+
+    def welcome(self, connection: Driven, opening: Life | None) -> None:
+        """Drive a new connection: first `opening`, then a turn whenever bytes come."""
+        if not self.drives:
+            assert self._nursery is not None, "the reactor does not run"
+            self.watch(connection.stream, connection)
+            self._nursery.start_soon(self.live, connection, opening)
+            return
+        try:
+            self.register(connection.stream, connection)
+        except (OSError, ValueError) as unwatched:
+            self._fault("connection", unwatched)
+            self._finish(connection)
+            return
+        if opening is not None:
+            self.begin(connection, opening)
+        else:
+            connection.deadline = connection.at_rest()
+            self._schedule(connection, connection.deadline)
+
+    def wake(self, connection: Driven) -> None:
+        """An idle connection has something to see to, although nothing came."""
+        if connection.coroutine is not None:
+            return
+        if connection.scope is not None:
+            connection.scope.cancel()
+            return
+        if not self.drives:  # its task is between two things, or has not begun
+            connection.more = True
+            return
+        if not self._works and not self._again:
+            os.eventfd_write(self._alarm, 1)
+        self._again[connection] = None  # once: bytes that came meanwhile buy no second turn in every round
+
+    def hurry(self, connection: Driven, deadline: float) -> None:
+        """An idle connection may be idle until `deadline` only."""
+        if connection.coroutine is not None:
+            return
+        if connection.scope is not None:
+            connection.scope.deadline = min(connection.scope.deadline, deadline)
+        elif deadline < connection.deadline:
+            connection.deadline = deadline
+            self._schedule(connection, deadline)
+
+    def _over(self, connection: Driven) -> None:
+        """A coroutine has come to its end."""
+        connection.coroutine = None
+        stream = connection.stream
+        if stream.closed:
+            connection.finish()
+            return
+        if stream.ready or connection.more:
+            connection.more = False
+            self.wake(connection)
+        connection.deadline = deadline = connection.at_rest()
+        if deadline < connection.due:
+            self._schedule(connection, deadline)
+
+    def _failed(self, connection: Driven, error: BaseException) -> None:
+        """A coroutine ended with what it should have dealt with, or because it was told to."""
+        connection.coroutine = None
+        if (fault := fault_of(error)) is not None:
+            self._fault("connection", fault)
+        self._finish(connection)
+        if fault is None and not isinstance(error, Ended):
+            raise error
+
+    def _finish(self, connection: Driven) -> None:
+        """Have it end, whatever that raises."""
+        try:
+            connection.finish()
+        except Exception as fault:
+            self._fault("connection", fault)
+            connection.stream.close_now()
+            self.dismiss(connection)
+
+    def interrupt(self, connection: Driven, error: BaseException) -> None:
+        """Throw `error` into what a connection does, wherever that is driven."""
+        if connection.scope is not None:
+            connection.scope.cancel()
+        elif connection.parked is not None:
+            self._unpark(connection)
+            self._step(connection, error)
+
+    def _unpark(self, connection: Driven) -> None:
+        assert connection.parked is not None
+        connection.parked.waiter = None
+        connection.parked = None
+
+    # ------------------------------------------------------------------ the task lane
+
+    def _to_task(self, connection: Driven) -> None:
+        assert self._nursery is not None
+        connection.scope = trio.CancelScope()
+        if connection.is_gone:
+            connection.scope.cancel()
+        connection.deadline = math.inf
+        stream = connection.stream
+        if stream.lane is not None:
+            self.leave(stream)
+        self._nursery.start_soon(self._in_task, connection)
+
+    async def _in_task(self, connection: Driven) -> None:
+        """The rest of a coroutine in a task; then the connection is the reactor's again, or over."""
+        if await self._carried(connection):
+            try:
+                if connection.stream.watched:
+                    connection.stream.watched = False
+                    connection.stream.ready = False
+                    self._epoll.modify(connection.stream.sock.fileno(), _BYTES)
+                self._over(connection)
+            except Exception as fault:
+                self._failed(connection, fault)
+
+    async def _carried(self, connection: Driven) -> bool:
+        """Run what a connection does in this task, to its end; whether it is idle then."""
+        coroutine, scope = connection.coroutine, connection.scope
+        assert coroutine is not None
+        assert scope is not None
+        try:
+            with scope:
+                await carry(coroutine)
+        except BaseException as error:
+            if (fault := fault_of(error)) is None:
+                self._finish(connection)
+                raise
+            self._fault("connection", fault)
+            self._finish(connection)
+        connection.scope = connection.coroutine = None
+        if scope.cancelled_caught or connection.stream.closed:
+            self._finish(connection)
+            return False
+        return True
+
+    async def live(self, connection: Driven, opening: Life | None) -> None:
+        """The whole life of a connection as one task, where the reactor is switched off."""
+        try:
+            await self._live(connection, opening)
+        except Exception as fault:
+            self._fault("connection", fault)
+        finally:
+            self._finish(connection)
+
+    async def _live(self, connection: Driven, coroutine: Life | None) -> None:
+        while True:
+            if coroutine is not None:
+                connection.coroutine, connection.scope = coroutine, trio.CancelScope()
+                if not await self._carried(connection):
+                    return
+            if connection.more:
+                await trio.lowlevel.checkpoint()
+            if connection.more or await self._idle(connection):
+                coroutine = connection.next_turn()
+            else:
+                coroutine = connection.expired()
+            connection.more = False
+
+    async def _idle(self, connection: Driven) -> bool:
+        """Wait for the next bytes; False when that took too long."""
+        deadline = connection.at_rest()
+        with trio.CancelScope(deadline=deadline) as connection.scope:
+            await trio.lowlevel.wait_readable(connection.stream.sock)
+        return not (connection.scope.cancelled_caught and trio.current_time() >= deadline)
+
+    # ------------------------------------------------------------------ time
+
+    def _schedule(self, connection: Driven, deadline: float) -> None:
+        """Look at `connection` when `deadline` is due."""
+        if self._wheel.put(connection, deadline) and self._sleep is not None:
+            self._sleep.deadline = min(self._sleep.deadline, deadline)
+
+    def dismiss(self, connection: Driven) -> None:
+        """It is over: no timer holds it any more."""
+        connection.deadline = math.inf
+        self._wheel.drop(connection)
+
+    async def watch_clock(self) -> None:
+        """End what has waited for too long, for ever."""
+        while True:
+            with trio.CancelScope(deadline=self._wheel.next_look(trio.current_time())) as self._sleep:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            began = time.perf_counter()
+            for connection in self._wheel.take_due(now):
+                if time.perf_counter() >= began + MOST:  # thousands that came at once are due at once
+                    await trio.lowlevel.checkpoint()
+                    began = time.perf_counter()
+                if connection.deadline > now:  # the end of another one has moved it on
+                    self._schedule(connection, connection.deadline)
+                elif connection.parked is not None:
+                    reason = connection.parked.reason
+                    self._unpark(connection)
+                    self._step(connection, FrontdError(reason))
+                else:
+                    self._begin(connection, connection.expired)
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve events until cancelled."""
+        passed = time.perf_counter  # real time, also where trio's clock is a test's
+        busy, ended = False, passed()
+        try:
+            with clock.found():
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self.watch_clock)
+                    task_status.started()
+                    while True:
+                        if busy or self._again or self._paused:
+                            await trio.lowlevel.checkpoint()
+                        else:
+                            await trio.lowlevel.wait_readable(self._epoll.fileno())
+                        began = passed()
+                        self._works = True
+                        busy = self._slice(began + min(max(began - ended, LEAST), MOST))
+                        self._works = False
+                        ended = passed()
+        finally:
+            self._end()
+
+    def _slice(self, until: float) -> bool:
+        """Work until nothing is left, or the time is over; whether there may be more.  Events come first, then whoever
+        has had a turn already, then who has paused; of each at least one, however little time there is."""
+        again, paused = self._again, len(self._paused)  # who pauses in this slice goes on in the next one
+        while True:
+            events, self._left = self._left, []
+            if not events:
+                events = self._epoll.poll(0, BATCH)
+                self._batch += 1
+            self._dispatch(events, until)
+            for _ in range(len(again)):
+                connection, _ = again.popitem(last=False)
+                self._begin(connection, connection.next_turn)
+                if time.perf_counter() >= until:
+                    break
+            while paused:
+                paused -= 1
+                self._go_on(self._paused.popitem(last=False)[0])
+                if time.perf_counter() >= until:
+                    break
+            if not again and not paused and not events:  # asked once more: what came meanwhile costs a turn of trio's
+                return False
+            if time.perf_counter() >= until:
+                return True
+
+    def _dispatch(self, events: list[tuple[int, int]], until: float) -> None:
+        """See to `events`; what is left of them when the time is over is kept."""
+        streams, batch, passed = self._streams, self._batch, time.perf_counter
+        at = 0
+        for fd, bits in events:
+            at += 1
+            stream = streams[fd]
+            if stream is None or stream.born == batch:
+                continue
+            if bits & _ENDING:
+                stream.ending = True
+            stream.ready = True
+            waiter = stream.waiter
+            if waiter is not None:
+                stream.waiter = None
+                waiter.parked = None
+                self._step(waiter, None)
+            elif stream.owner is not None:
+                try:
+                    stream.owner.on_event(stream)
+                except Exception as fault:
+                    self._deaf(stream, stream.owner, fault)
+            if passed() >= until:
+                self._left = events[at:]
+                return
+
+    def _go_on(self, stream: Stream) -> None:
+        """Resume who is parked on `stream`; nobody is any more when it was interrupted meanwhile."""
+        waiter = stream.waiter
+        if waiter is not None:
+            stream.waiter = None
+            waiter.parked = None
+            self._step(waiter, None)
+
+    def _deaf(self, stream: Stream, owner: Owner, fault: Exception) -> None:
+        """The owner of a stream failed when it was told of an event."""
+        if owner.hears_end:
+            self._failed(cast("Driven", owner), fault)
+        else:
+            self._fault("connection to an app", fault)
+            stream.close_now()
+
+    def _begin(self, connection: Driven, life: Callable[[], Life]) -> None:
+        """`begin` for one that is still idle, with what `life` gives or fails to give."""
+        if connection.coroutine is not None or connection.stream.closed:
+            return
+        try:
+            begun = life()
+        except Exception as fault:
+            self._failed(connection, fault)
+        else:
+            self.begin(connection, begun)
+
+    def _end(self) -> None:
+        """The front ends: so does everything that is driven here."""
+        self._nursery = None
+        for stream in self.streams:
+            if stream.owner is not None and stream.owner.hears_end:
+                connection = cast("Driven", stream.owner)
+                self.interrupt(connection, Ended())
+                self._finish(connection)
+
+    def close(self) -> None:
+        """Give the epoll set back."""
+        self._epoll.close()
+        os.close(self._alarm)
