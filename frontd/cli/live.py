@@ -12,14 +12,14 @@ from frontd.cli.controlclient import RELOAD_TIMEOUT, call, fetch, find_socket, s
 from frontd.cli.tables import duration, styled, table, use_colour
 from frontd.model.addresses import bracketed
 
-_STATES = {"up": "green", "serving": "green", "down": "red", "draining": "yellow", "unknown": "dim"}
+_STATES = {"up": "green", "serving": "green", "down": "red", "draining": "yellow", "unknown": "dim", "silent": "red"}
 
 
 @click.command(short_help="What the running frontd serves.")
 @socket_option
 @click.option("--json", "as_json", is_flag=True, help="The whole answer as JSON.")
 def status(socket_path: str | None, as_json: bool) -> None:
-    """Listeners, sites, plugins, pools and certificates of the running frontd."""
+    """Fronts, listeners, sites, plugins, pools and certificates of the running frontd."""
     answer = fetch(find_socket(socket_path), "/status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
@@ -35,6 +35,16 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
         if rows:
             parts.append(table(heads, rows, colour=colour, styles=_STATES))
 
+    add(
+        ["FRONT", "PID", "STATE", "SINCE", "CONNECTIONS", "REQUESTS", "MEMORY"],
+        [
+            [
+                row["index"], row["pid"], row["state"], row["since"], row["connections"], row["requests"],
+                memory(row["memory"]) if row["memory"] else None,
+            ]
+            for row in answer["fronts"]
+        ],
+    )
     add(
         ["LISTENER", "KIND", "ADDRESS", "PUBLIC PORT", "CONNECTIONS"],
         [

@@ -68,7 +68,7 @@ def proxy(
     loaded = _load(text + lines)
     for note in [*notes, *other]:
         click.echo(note, err=True)
-    run(loaded, None)
+    run(loaded)
 
 
 def _load(text: str) -> Loaded:

@@ -13,7 +13,7 @@ from typing import Any
 
 from frontd.config import places
 from frontd.config.fill import Room, check_keys, complain, fill, section
-from frontd.config.leaves import File, Network
+from frontd.config.leaves import File, FrontCount, Network
 from frontd.config.listening import derived_listeners, listener
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
 from frontd.config.model import (
@@ -64,6 +64,7 @@ class Draft:
     plugins_dir: Path | None = None
     plugins: tuple[PluginEntry, ...] = ()
     plugins_known: bool = True
+    fronts: int | None = None
     cache: Cache = field(default_factory=Cache)
     sites: dict[str, Site] = field(default_factory=dict)
     pools: dict[str, Pool] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class Draft:
             plugins_dir=self.plugins_dir,
             sites=self.sites,
             pools=self.pools,
+            fronts=self.fronts,
             cache=self.cache,
             limits=self.limits,
             timeouts=self.timeouts,
@@ -118,6 +120,9 @@ def build(room: Room, root: Node | None, environ: Mapping[str, str], container: 
     _trusted(room, top.values.get("trusted_proxies"), draft)
     _log(room, top.values.get("log"), draft)
     _control(room, top.values.get("control"), draft)
+    if (fronts := top.values.get("fronts")) is not None and not _is_nothing(fronts):
+        made = fill(room, _Fronts, MapNode(fronts.mark, path="", values={"fronts": fronts}))
+        draft.fronts = made.fronts if made else None
     if (cache := top.values.get("cache")) is not None:
         draft.cache = fill(room, Cache, cache) or draft.cache
     if (health := top.values.get("health")) is not None and not _is_nothing(health):
@@ -154,6 +159,10 @@ class _StateDir(Part):
 
 class _PluginsDir(Part):
     plugins_dir: File
+
+
+class _Fronts(Part):
+    fronts: FrontCount
 
 
 def _plugins(room: Room, top: MapNode, draft: Draft) -> None:

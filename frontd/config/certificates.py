@@ -3,8 +3,9 @@
 `check` reads them for their facts, the TLS profiles for their PEM; both see the same file in the same way.  Hosts are
 the subject alternative names (RFC 9525 6.3: the common name does not count).  A wildcard covers exactly one label.
 
-Invariants: a file is read once, so what was checked is what is used; what is handed on holds the blocks it is meant to
-hold and nothing else (a CA certificate inside a CRL file is not trusted by the way).
+Invariants: a file is read once, so what was checked is what is used, and every process of a family uses the same bytes
+(`keep_files`, `only_files`); what is handed on holds the blocks it is meant to hold and nothing else (a CA certificate
+inside a CRL file is not trusted by the way).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +30,36 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from frontd.config.model import Certificate
+from frontd.config.model import Certificate, Config
 from frontd.model.urlprefix import canonical_host, is_ip
 
 _MAX_FILE = 4 << 20
 _CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+
+
+# Files by path, and whether others may be read and added.
+_held: ContextVar[tuple[dict[Path, bytes], bool] | None] = ContextVar("held files", default=None)
+
+
+@contextmanager
+def keep_files() -> Iterator[dict[Path, bytes]]:
+    """Inside, every file is read once; gives what was read, by path."""
+    found: dict[Path, bytes] = {}
+    token = _held.set((found, True))
+    try:
+        yield found
+    finally:
+        _held.reset(token)
+
+
+@contextmanager
+def only_files(held: Mapping[Path, bytes]) -> Iterator[None]:
+    """Inside, the files are those of `held`, whatever is on the disk now; others cannot be read."""
+    token = _held.set((dict(held), False))
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 class Unusable(Exception):
@@ -78,6 +107,23 @@ class KeyPair:
     @property
     def not_after(self) -> datetime.datetime:
         return self.facts.not_after
+
+
+def read_all(config: Config) -> None:
+    """Read every file with certificates, keys and revocation lists that `config` names, for `keep_files`.
+
+    Raises `Unusable`.
+    """
+    for certificate in config.tls.certificates:
+        read_key_pair(certificate)
+    for demands in config.tls.hosts.values():
+        if demands.ca is not None:
+            read_authorities(demands.ca, "ca")
+        if demands.crl is not None:
+            read_revocations(demands.crl, "crl")
+    for pool in config.pools.values():
+        if pool.tls.ca is not None:
+            read_authorities(pool.tls.ca, "ca")
 
 
 def read_certificate(certificate: Certificate) -> CertificateFacts:
@@ -136,6 +182,15 @@ def read_revocations(path: Path, key: str) -> bytes:
 
 
 def _bytes(path: Path, key: str) -> bytes:
+    held, may_read = _held.get() or ({}, True)
+    if path not in held:
+        if not may_read:
+            raise Unusable(key, f"{path} was not read when the configuration was")
+        held[path] = _read(path, key)
+    return held[path]
+
+
+def _read(path: Path, key: str) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE + 1)

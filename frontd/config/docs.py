@@ -129,7 +129,8 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     kind = _kind(field)
     if value is PydanticUndefined or value is None or value in ((), "", {}):
-        return "`none`" if value is None and kind is not None and kind.name.endswith("`none`") else "–"
+        words = ("`none`", "`auto`") if value is None and kind is not None else ()
+        return next((word for word in words if kind is not None and kind.name.endswith(word)), "–")
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if kind is not None and kind.name.startswith("size"):

@@ -56,6 +56,8 @@ def _part(part: Part, reveal: bool) -> Any:
         if value is None:
             if isinstance(part, Limits):
                 data[name] = "none"
+            elif isinstance(part, Config) and name == "fronts":
+                data[name] = "auto"
             continue
         data[name] = _plain(value, reveal)
     if isinstance(part, Route):

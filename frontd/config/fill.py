@@ -25,7 +25,7 @@ from frontd.model.urlprefix import UrlPrefix
 
 NOT_IN_THIS_VERSION: Mapping[type[Part], frozenset[str]] = {
     Config: frozenset({
-        "urlacl", "fronts", "include", "metrics", "dashboard", "acme", "discovery",
+        "urlacl", "include", "metrics", "dashboard", "acme", "discovery",
     }),
     Site: frozenset({"cache"}),
     Route: frozenset({"plugins"}),

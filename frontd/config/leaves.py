@@ -117,6 +117,12 @@ CountOrNone = Annotated[
     json_scalar("integer", "string", pattern="^[0-9]+$|^none$"),
     units.Kind("number or `none`"),
 ]
+FrontCount = Annotated[
+    int | None,
+    BeforeValidator(units.number_or_auto),
+    json_scalar("integer", "string", pattern="^[0-9]+$|^auto$"),
+    units.Kind("number or `auto`"),
+]
 Flag = Annotated[
     bool,
     BeforeValidator(units.boolean),

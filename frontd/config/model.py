@@ -20,6 +20,7 @@ from frontd.config.leaves import (
     Demand,
     File,
     Flag,
+    FrontCount,
     HostAndPort,
     ListenerKind,
     LogFormat,
@@ -356,12 +357,12 @@ class Health(Part):
 
 
 class Cache(Part):
-    """The memory that plugins of one process share, which is where `response_cache` keeps answers."""
+    """The memory that plugins of one front share, which is where `response_cache` keeps answers."""
 
     memory: Size = Field(
         default=67108864, ge=1048576,
-        description="Bytes of it; the least recently used entries leave first (between Squid's cache_mem of 256 MB "
-            "and the caches of a small container).",
+        description="Bytes of it in each front; the least recently used entries leave first (between Squid's "
+            "cache_mem of 256 MB and the caches of a small container).",
     )  # fmt: skip
 
 
@@ -388,6 +389,11 @@ class Config(Part):
     pools: dict[str, Pool] = Field(
         default_factory=dict, description="Pools by name; a route that names a target makes its own."
     )
+    fronts: FrontCount = Field(
+        default=None, ge=1, le=128,
+        description="Processes that serve requests; `auto`: one for each core that may be used, a CPU quota "
+            "rounded up (nginx: worker_processes auto), and 128 MiB of a memory limit for each.",
+    )  # fmt: skip
     cache: Cache = Field(default_factory=Cache, description="Memory for cached answers.")
     limits: Limits = Field(default_factory=Limits, description="Limits of every site, and of the server as a whole.")
     timeouts: Timeouts = Field(

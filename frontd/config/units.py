@@ -190,6 +190,11 @@ def number_or_none(value: object) -> int | None:
     return None if value is None or value == "none" else number(value)
 
 
+def number_or_auto(value: object) -> int | None:
+    """A whole number, or the word ``auto``: as the machine is."""
+    return None if value is None or value == "auto" else number(value)
+
+
 def network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """An address or a network in CIDR form."""
     if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):

@@ -13,16 +13,14 @@ Invariants
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
-import stat
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Protocol
 from urllib.parse import parse_qs
 
 import trio
@@ -38,10 +36,11 @@ from frontd.net.streams import Broken, Stream
 from frontd.net.traps import carry_task
 from frontd.pipeline.answers import PHRASES
 from frontd.processes.explain import explain, hooks_of, plugins_on
-from frontd.processes.front import Front
-from frontd.protocol.h1 import End, ServerConnection
+from frontd.processes.reload import ReloadReport
+from frontd.processes.status import Facts, iso, merged
+from frontd.protocol.framing import End
+from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import WireLimits
-from frontd.upstream.pool import Pool
 
 PATIENCE = 10.0  # s for a caller to send its request
 MAX_BODY = 65536
@@ -49,7 +48,6 @@ MAX_CALLERS = 64
 # The health listener is open to strangers: silent ones must not keep an orchestrator waiting until it gives up on us.
 HEALTH_PATIENCE = 1.0  # s
 HEALTH_CALLERS = 512
-BACKLOG = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +83,44 @@ Fault = Callable[[str, Exception], None]
 STRANGER = Caller(0, -1, -1)  # at the other end of a TCP connection
 
 
-class Control:
-    """What the control socket answers for one front.  `read` reads the configuration again; None: there is nothing."""
+class Served(Protocol):
+    """What the control socket answers for: a front that is alone, or all of a family."""
 
-    def __init__(self, front: Front, version: str, read: Callable[[], Loaded] | None) -> None:
-        self.front = front
+    loaded: Loaded
+    started_at: float
+    loaded_at: float
+    last_reload: ReloadReport | None
+    state: str
+
+    @property
+    def generation(self) -> int:
+        """Of the configuration that serves."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted."""
+
+    async def facts(self) -> list[Facts]:
+        """Of every front, as `frontd.processes.status` gathers them."""
+
+    async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
+        """Read and replace the configuration."""
+
+    def remark(self, text: str) -> None:
+        """Write a line into the error log."""
+
+
+class Control:
+    """What the control socket answers.  `read` reads the configuration again; None: there is nothing to read.  `pid` is
+    the process that takes signals."""
+
+    def __init__(
+        self, served: Served, version: str, read: Callable[[], Loaded] | None, pid: int | None = None
+    ) -> None:
+        self.served = served
         self.version = version
         self.read = read
+        self.pid = pid or os.getpid()
 
     async def answer(self, method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
         """The reply to one request on the control socket."""
@@ -107,9 +136,10 @@ class Control:
         if method != "GET":
             return as_json({"error": f"{method} is not for {path}"}, 405)
         if path == "/status":
-            return as_json(self.status())
+            return as_json(await self.status())
         if path == "/config":
-            return as_json({"yaml": yaml.safe_dump(effective(self.front.config), sort_keys=False, allow_unicode=True)})
+            config = effective(self.served.loaded.config)
+            return as_json({"yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)})
         if path == "/explain":
             return self.explain(query.get("url", [""])[0])
         return as_json(
@@ -117,160 +147,72 @@ class Control:
         )
 
     async def health(self, method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
-        """``/livez``: this process answers.  ``/readyz``: it also accepts requests (503 while starting or draining)."""
+        """``/livez``: this process answers.  ``/readyz``: requests are accepted as well (503 while starting or
+        draining)."""
         if path not in ("/livez", "/readyz"):
             return as_text("only /livez and /readyz are here", 404)
         if method not in ("GET", "HEAD"):
             return as_text("use GET", 405)
-        if path == "/livez" or self.front.is_ready:
+        if path == "/livez" or self.served.is_ready:
             return as_text("ok")
-        return as_text(self.front.state, 503)
+        return as_text(self.served.state, 503)
 
     async def reload(self, caller: Caller) -> Reply:
         """Reload on behalf of `caller`; 422 with every error when the old configuration stays."""
         if self.read is None:
             self.audit("reload", caller, "refused, there is no file to read again")
             return as_json({"errors": ["this frontd was started without a file to read again"]}, 422)
-        report = await self.front.reload(self.read)
+        report = await self.served.reload(self.read)
         self.audit("reload", caller, "ok" if report.ok else "refused")
         if not report.ok:
             return as_json({"errors": report.errors}, 422)
-        generation = self.front.service.world.generation
+        generation = self.served.generation
         return as_json({"generation": generation, "changed": report.changed, "warnings": report.warnings})
 
     def audit(self, what: str, caller: Caller, outcome: str) -> None:
         """Write down who did what, and what came of it."""
-        self.front.service.log.remark(f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
+        self.served.remark(f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
 
     def explain(self, url: str) -> Reply:
         """Where `url` leads in the running configuration; 400 for what is no URL."""
         try:
-            return as_json(explain(self.front.config, url))
+            return as_json(explain(self.served.loaded.config, url))
         except ValueError as error:
             return as_json({"error": str(error)}, 400)
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         """Everything `frontd status` shows."""
-        front, service = self.front, self.front.service
-        world, now, report = service.world, trio.current_time(), front.last_reload
+        served = self.served
+        every = merged(await served.facts())
+        report, config = served.last_reload, served.loaded.config
+        for site in every["sites"]:
+            known = config.sites.get(site["name"])  # a front may be one reload behind
+            site["urls"] = [str(url) for url in known.urls] if known else []
+            site["plugins"] = self.plugins(site["name"]) if known else []
         return {
             "version": self.version,
-            "pid": os.getpid(),
-            "started": iso(front.started_at),
-            "uptime": round(datetime.now(UTC).timestamp() - front.started_at, 3),
-            "ready": front.is_ready,
-            "state": front.state,
-            "generation": world.generation,
-            "config": {"file": front.loaded.name, "loaded": iso(front.loaded_at)},
+            "pid": self.pid,
+            "started": iso(served.started_at),
+            "uptime": round(datetime.now(UTC).timestamp() - served.started_at, 3),
+            "ready": served.is_ready,
+            "state": served.state,
+            "generation": served.generation,
+            "config": {"file": served.loaded.name, "loaded": iso(served.loaded_at)},
             "last_reload": report
             and {"at": iso(report.at), "ok": report.ok, "changed": report.changed, "errors": report.errors},
-            "listeners": [
-                {
-                    "name": one.settings.name, "kind": one.settings.kind, "address": one.settings.address or "*",
-                    "port": one.port, "public_port": one.public_port, "connections": one.connections,
-                }
-                for one in front.listeners
-            ],
-            "sites": [
-                {
-                    "name": site.name, "urls": [str(url) for url in front.config.sites[site.name].urls],
-                    "requests": site.state.requests, "errors": site.state.errors,
-                    "plugins": self.plugins(site.name),
-                }
-                for site in world.all_sites
-            ],
-            "pools": [
-                *(pool_facts(pool, now, on_demand=False) for pool in world.pools.values()),
-                *(pool_facts(pool, now, on_demand=True) for pool in world.ondemand),
-            ],
-            "store": {"used": world.store.used, "limit": world.store.limit, "entries": len(world.store)},
-            "certificates": [
-                {
-                    "hosts": list(profile.certificate.hosts), "source": profile.certificate.source,
-                    "not_after": profile.certificate.not_after.isoformat(),
-                }
-                for profile in {id(p.certificate): p for p in world.profiles.profiles}.values()
-            ],
-            "reasons": dict(service.reasons),
-            "log": {"dropped": service.log.dropped},
-            "dropped_underscore_fields": service.underscores,
-            "connections": len(service.connections),
-        }  # fmt: skip
+            **every,
+        }
 
     def plugins(self, site: str) -> list[dict[str, object]]:
         """The plugins that are asked on a site, in their order; `server` marks those of the whole server."""
-        config = self.front.config
+        config = self.served.loaded.config
         return [
             {"name": entry.name, "server": at < len(config.plugins), "hooks": hooks_of(entry)}
             for at, entry in enumerate(plugins_on(config, site))
         ]
 
 
-def pool_facts(pool: Pool, now: float, *, on_demand: bool) -> dict[str, object]:
-    """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target."""
-    return {
-        "name": pool.settings.name, "on_demand": on_demand,
-        "queue": {
-            "length": len(pool.queue), "limit": pool.settings.queue_limit,
-            "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
-        },
-        "targets": pool.status(),
-    }  # fmt: skip
-
-
-def iso(seconds: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC, whole seconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
 # ---------------------------------------------------------------------------------------------------- serving it
-
-
-def bind_control(path: Path) -> socket.socket:
-    """A listening Unix socket with mode 0660 at `path`; one left by a frontd that died is replaced.
-
-    Raises `OSError` when the path is taken by something else or by a frontd that lives.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        return _bound(path)
-    except OSError as error:
-        raise OSError(error.errno or errno.EINVAL, f"control socket {path}: {error.strerror or error}") from None
-
-
-def _bound(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        previous = os.umask(0o117)  # the mode is right from the first moment
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(previous)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(errno.EEXIST, "the path is taken by something else")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:  # the only answer that proves that nobody listens
-            path.unlink(missing_ok=True)
-            return
-        except BlockingIOError:  # somebody listens, and has a full backlog
-            pass
-    raise FileExistsError(errno.EADDRINUSE, "another frontd answers there (set control.socket)")
 
 
 def peer_of(sock: socket.socket) -> Caller:

@@ -3,8 +3,9 @@
 How it works
 ------------
 `Front` owns the sockets and the State (pools, counters, logs) and points at the current `World`.  A reload is two
-steps: *build* makes everything new beside the old (sockets bound, contexts made, pools created) and may fail without a
-trace; *swap* is synchronous, so no request ever sees half of it.
+steps: `prepare` makes everything new beside the old (contexts made, pools created, plugins started) and may fail
+without a trace; `swap` is synchronous, so no request ever sees half of it.  One process that is everything does both
+in `reload`; in a family, control asks for the one and then for the other.
 
 Invariants
 ----------
@@ -18,55 +19,54 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
+from frontd.config.certificates import only_files
 from frontd.config.load import Loaded
 from frontd.config.model import Config
-from frontd.config.problems import ConfigProblems
 from frontd.lanes.connection import Connection
 from frontd.lanes.listener import Listener, bind, identity_of
 from frontd.lanes.service import Service
+from frontd.lanes.turn import LIVES
 from frontd.pipeline.logwriter import LogWriter
-from frontd.pipeline.world import World
+from frontd.pipeline.world import Shared, World
 from frontd.processes.plugins import PluginProblem, Runner
+from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, build, differences
+from frontd.processes.status import Facts, facts
 from frontd.upstream.pool import Pool
 
-READ_TIME = 60.0  # s for the files of a configuration
-FIXED = ("control", "health", "state_dir")  # nouns whose change needs a restart
+Files = Mapping[Path, bytes]  # of a configuration: certificates, keys, authorities
 
 
 @dataclass(slots=True)
-class ReloadReport:
-    """What the last reload did: when (s since the epoch), what changed, or every error."""
+class Prepared:
+    """A new world that has been built and whose plugins run, with what it was built from; it serves nothing yet."""
 
-    at: float
-    changed: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the new world serves."""
-        return not self.errors
+    loaded: Loaded
+    world: World
+    listeners: list[Listener]
 
 
 class Front:
     """One front and everything it owns.  Made by `Front.open`, run by `run`, changed by `reload`, ended by `drain`."""
 
-    def __init__(self, loaded: Loaded, listeners: list[Listener], service: Service) -> None:
+    def __init__(self, loaded: Loaded, listeners: list[Listener], service: Service, index: int | None = None) -> None:
         self.loaded = loaded
+        self.index = index or 0  # among the fronts of its family
+        self._label = "" if index is None else f"front {index}: "
         self.loaded_at = self.started_at = time.time()
         self.listeners = listeners
         self.service = service
         self.last_reload: ReloadReport | None = None
         self.state = "starting"  # starting | serving | draining
         self.plugins: Runner | None = None
+        self.settled: Callable[[], None] = lambda: None  # told after each reload: what stands now is there to stay
         self.stale_files: Callable[[], Sequence[Path]] | None = None  # of plugins: other than what was loaded
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
@@ -77,20 +77,49 @@ class Front:
 
         Raises `OSError` or `BuildProblem`; nothing stays bound then.
         """
+        with bound(loaded.config, []) as listeners:
+            return cls.on(loaded, listeners)
+
+    @classmethod
+    def on(
+        cls, loaded: Loaded, listeners: list[Listener], *, generation: int = 1, files: Files | None = None,
+        shared: Shared | None = None, index: int | None = None,
+    ) -> Front:  # fmt: skip
+        """A front on listeners that are bound, in the order of the configuration.
+
+        With `files`, certificates and keys are those and nothing is read.  `shared` is what there is in common with
+        other fronts, `index` its number among them.  Raises `BuildProblem`.
+        """
         config = loaded.config
-        with bound(config, []) as listeners:
-            log = LogWriter(config.log.access, config.log.error)
-            try:
-                world = build(config, 1, None, log.remark)
-            except BaseException:
-                log.close()
-                raise
-        return cls(loaded, listeners, Service(world, log))
+        log = LogWriter(config.log.access, config.log.error, leads=not index)
+        try:
+            world = build_from(files, config, generation, None, log.remark, shared)
+        except BaseException:
+            log.close()
+            raise
+        return cls(loaded, listeners, Service(world, log, LIVES), index)
 
     @property
     def config(self) -> Config:
         """The configuration that is served."""
         return self.loaded.config
+
+    @property
+    def generation(self) -> int:
+        """Of the world that serves."""
+        return self.service.world.generation
+
+    def remark(self, text: str) -> None:
+        """Write a line into the error log."""
+        self.service.log.remark(text)
+
+    def log_fault(self, what: str, error: BaseException) -> None:
+        """Write a fault of our own into the error log, with its traceback."""
+        self.service.log_fault(what, error)
+
+    async def facts(self) -> list[Facts]:
+        """What can be told of this front, the only one there is."""
+        return [facts(self.index, self.started_at, self.state, self.listeners, self.service)]
 
     @property
     def is_ready(self) -> bool:
@@ -105,13 +134,13 @@ class Front:
                 self.plugins = Runner(nursery, self.service.log_fault)
                 await self._start_plugins(self.service.world)
                 self.service.world.ondemand.start = lambda pool: nursery.start_soon(pool.run)
-                nursery.start_soon(self.service.hangups.run)
+                await nursery.start(self.service.reactor.run)
                 for pool in self.service.world.pools.values():
                     nursery.start_soon(pool.run)
                 for listener in self.listeners:
                     nursery.start_soon(listener.run, self.service, nursery)
                 self.state = "serving"
-                self.service.log.remark(f"serving: {', '.join(self.addresses())}")
+                self.service.log.remark(f"{self._label}serving: {', '.join(self.addresses())}")
                 task_status.started()
                 await trio.sleep_forever()
             raise RuntimeError("the front has ended by itself")  # a cancellation of nobody's: better dead than deaf
@@ -119,7 +148,7 @@ class Front:
             self._nursery = None
             for listener in self.listeners:
                 listener.close()
-            self.service.hangups.close()
+            self.service.reactor.close()
 
     async def _start_plugins(self, world: World) -> None:
         assert self.plugins is not None
@@ -140,60 +169,59 @@ class Front:
         `read` runs in a thread and may raise `ConfigProblems`.
         """
         async with self._reloading:
-            report = ReloadReport(time.time())
-            try:
-                with trio.fail_after(READ_TIME):  # a mount that hangs must not hold later reloads, or the end
-                    loaded = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
-                report.warnings = [str(problem) for problem in loaded.warnings]
-                report.changed = await self._replace(loaded)
-            except ConfigProblems as error:
-                report.errors = [str(problem) for problem in error.problems if problem.severity == "error"]
-            except trio.TooSlowError:
-                report.errors = [f"the configuration could not be read within {READ_TIME:g} s"]
-            except (BuildProblem, OSError) as error:
-                report.errors = [str(error)]
-            except Exception as error:  # a fault of ours must not take the running world along
-                report.errors = [f"{type(error).__name__}: {error}"]
-                self.service.log_fault("reload", error)
-            if self.stale_files is not None:
-                stale = await trio.to_thread.run_sync(self.stale_files, abandon_on_cancel=True)
-                report.warnings += [f"plugin file {one} has changed on disk: restart to load it" for one in stale]
+            report = await attempt(read, self._replace, self.service.log_fault, self.stale_files)
             self.last_reload = report
-            self.service.log.remark(self._told(report))
+            self.service.log.remark(report.told(self.generation))
             return report
 
     async def _replace(self, loaded: Loaded) -> list[str]:
         """Build the new world, start its plugins, and put it in place; returns what changed."""
+        self._refuse_while_draining()
+        old = self.config
+        check_fixed(old, loaded.config)
+        with bound(loaded.config, self.listeners) as listeners:
+            prepared = await self.prepare(loaded, listeners, self.generation + 1)
+        self.swap(prepared)
+        return differences(old, loaded.config)
+
+    async def prepare(
+        self, loaded: Loaded, listeners: list[Listener], generation: int, files: Files | None = None
+    ) -> Prepared:
+        """Build a world beside the one that serves, and start what is new of its plugins.
+
+        It ends in `swap` or in `drop`.  With `files`, certificates and keys are those and nothing is read.  Raises
+        `BuildProblem`, and leaves nothing behind then.
+        """
+        service = self.service
+        world = build_from(files, loaded.config, generation, service.world, service.log.remark)
+        try:
+            await self._start_plugins(world)
+            self._refuse_while_draining()
+        except BaseException:
+            self.drop()
+            raise
+        return Prepared(loaded, world, listeners)
+
+    def _refuse_while_draining(self) -> None:
         if self.draining:
             raise BuildProblem("frontd is shutting down")
-        old, new = self.config, loaded.config
-        for noun in FIXED:
-            if getattr(old, noun) != getattr(new, noun):
-                raise BuildProblem(f"{noun} cannot be changed by a reload: restart frontd")
-        service, plugins = self.service, self.plugins
-        assert plugins is not None
-        with bound(new, self.listeners) as listeners:
-            world = build(new, service.world.generation + 1, service.world, service.log.remark)
-            try:
-                await self._start_plugins(world)
-                if self.draining:
-                    raise BuildProblem("frontd is shutting down")
-            except BaseException:
-                plugins.keep(service.world.plugins)
-                raise
-        self._swap(loaded, world, listeners)
-        plugins.keep(world.plugins)
-        return differences(old, new)
+
+    def drop(self) -> None:
+        """End the plugins of a world that was prepared and shall not serve; its new listeners are the caller's."""
+        assert self.plugins is not None
+        self.plugins.keep(self.service.world.plugins)
 
     @property
     def draining(self) -> bool:
         """Whether it ends."""
         return self.state == "draining"
 
-    def _swap(self, loaded: Loaded, world: World, listeners: list[Listener]) -> None:
+    def swap(self, prepared: Prepared) -> None:
         """Put a world in place; synchronous, so it happens between two steps of every connection."""
+        loaded, world, listeners = prepared.loaded, prepared.world, prepared.listeners
         service, nursery, old, new = self.service, self._nursery, self.config, loaded.config
         assert nursery is not None
+        assert self.plugins is not None
         previous, service.world = service.world, world
         world.store.resize(new.cache.memory)
         if old.log != new.log:
@@ -217,12 +245,8 @@ class Front:
         for pool in new_pools - old_pools:
             nursery.start_soon(pool.run)
         self.loaded, self.loaded_at = loaded, time.time()
-
-    def _told(self, report: ReloadReport) -> str:
-        if not report.ok:
-            return f"reload refused, the old configuration stays: {'; '.join(report.errors)}"
-        changed = ", ".join(report.changed) or "unchanged"
-        return f"reloaded: generation {self.service.world.generation}: {changed}"
+        self.plugins.keep(world.plugins)
+        self.settled()
 
     # ------------------------------------------------------------------ drain
 
@@ -233,7 +257,7 @@ class Front:
         service.draining = True
         for listener in self.listeners:
             listener.close()
-        service.log.remark(f"draining: {len(service.connections)} connections")
+        service.log.remark(f"{self._label}draining: {len(service.connections)} connections")
         for connection in list(service.connections):
             if isinstance(connection, Connection):
                 connection.end_when_idle()
@@ -241,12 +265,21 @@ class Front:
             while service.connections:
                 await service.emptied.wait()
         if service.connections:
-            service.log.remark(f"drained: {len(service.connections)} connections cut")
+            service.log.remark(f"{self._label}drained: {len(service.connections)} connections cut")
 
     @property
     def pools(self) -> dict[str, Pool]:
         """The pools of the current world, by name."""
         return self.service.world.pools
+
+
+def build_from(
+    files: Files | None, config: Config, generation: int, previous: World | None, remark: Callable[[str], None],
+    shared: Shared | None = None,
+) -> World:  # fmt: skip
+    """As `build`; with `files`, certificates and keys are those.  Raises `BuildProblem`."""
+    with nullcontext() if files is None else only_files(files):
+        return build(config, generation, previous, remark, shared)
 
 
 @contextmanager

@@ -18,11 +18,14 @@ from frontd.config.model import Pool as PoolConfig
 from frontd.config.model import Site as SiteConfig
 from frontd.config.model import Target as TargetConfig
 from frontd.model.urlprefix import PathTable, PrefixTable, UrlPrefix
+from frontd.net import tickets
+from frontd.net.shared import LocalSlots
+from frontd.net.tickets import FamilySecret
 from frontd.net.tls import CertificateProblem, Profile, ProfileTable, build_profile, client_context
 from frontd.pipeline.fileroot import FileRoot
 from frontd.pipeline.phases import Phases, freeze
 from frontd.pipeline.store import MemoryStore
-from frontd.pipeline.world import Destination, Entrance, Site, SiteState, World
+from frontd.pipeline.world import Destination, Entrance, Shared, Site, SiteState, World
 from frontd.processes.plugins import PluginProblem, instances
 from frontd.protocol.scan import WireLimits
 from frontd.upstream.client import Dialect
@@ -34,22 +37,39 @@ class BuildProblem(Exception):
     """A configuration that is valid on paper cannot be served; the text says what and why."""
 
 
-def build(config: Config, generation: int, previous: World | None, remark: Callable[[str], None]) -> World:
+def only_problem(group: BaseExceptionGroup[BaseException]) -> BuildProblem | None:
+    """The reason why it could not serve at all, out of the nurseries it came through."""
+    found = group.subgroup(BuildProblem)
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]  # type: ignore[assignment]
+    return found
+
+
+def build(
+    config: Config, generation: int, previous: World | None, remark: Callable[[str], None], shared: Shared | None = None
+) -> World:
     """The world of `config`; what is unchanged is taken over from `previous`.
 
-    `remark` is where plugins write to.  Raises `BuildProblem`.
+    `remark` is where plugins write to; `shared` is what this process shares with other fronts, if there are any: it is
+    given once and then taken over as well.  Raises `BuildProblem`.
     """
+    shared = previous.shared if previous else shared or Shared()
     store = previous.store if previous else MemoryStore(config.cache.memory)
     standing = previous.plugins if previous else ()
     try:
         plugins = instances(config, standing, store, remark)
         phases = {name: freeze([*plugins[""], *plugins[name]]) for name in config.sites}
-        profiles = build_profiles(config, previous.profiles.profiles if previous else [])
-        pools = {name: build_pool(pool, config, previous) for name, pool in config.pools.items()}
+        profiles = build_profiles(config, previous.profiles.profiles if previous else [], shared.secret)
+        pools = {name: build_pool(pool, config, previous, shared.slots) for name, pool in config.pools.items()}
     except (CertificateProblem, Unusable, PluginProblem, PluginValidationError) as error:
         raise BuildProblem(str(error)) from None
+    if previous is None and profiles.profiles and (why := tickets.verdict()):
+        remark(f"TLS sessions resume only at the front that made them: {why}")
     states = {site.name: site.state for site in previous.all_sites} if previous else {}
-    sites = {name: build_site(site, pools, phases[name], states.get(name)) for name, site in config.sites.items()}
+    sites = {
+        name: build_site(site, pools, phases[name], states.get(name) or site_state(name, shared.slots))
+        for name, site in config.sites.items()
+    }
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
     pairs += [(prefix, redirect_site(sites[name], to)) for prefix, name, to in redirects_to_https(config)]
     entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
@@ -66,17 +86,18 @@ def build(config: Config, generation: int, previous: World | None, remark: Calla
         server=freeze(plugins[""]),
         plugins=tuple(plugin for of_site in plugins.values() for plugin in of_site),
         store=store,
-        ondemand=ondemand_pools(config, previous),
+        ondemand=ondemand_pools(config, previous, shared.slots),
+        shared=shared,
     )
 
 
-def ondemand_pools(config: Config, previous: World | None) -> OnDemandPools:
+def ondemand_pools(config: Config, previous: World | None, slots: LocalSlots) -> OnDemandPools:
     """Pools for targets that plugins route to; those that stand stay."""
 
     def make(target: str) -> Pool:
         settings = PoolConfig(name=target, targets=(TargetConfig.parse(target),))
         try:
-            return build_pool(settings, config, None)
+            return build_pool(settings, config, None, slots)
         except CertificateProblem as error:
             raise ValueError(str(error)) from None
 
@@ -86,14 +107,14 @@ def ondemand_pools(config: Config, previous: World | None) -> OnDemandPools:
 # ---------------------------------------------------------------------------------------------------- TLS
 
 
-def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
+def build_profiles(config: Config, previous: list[Profile], secret: FamilySecret | None = None) -> ProfileTable:
     """Profiles by host: every name of every certificate under the open policy, then hosts with demands of their own."""
     certificates = [read_key_pair(certificate) for certificate in config.tls.certificates]
     hosts: dict[str, Profile] = {}
     made = list(previous)
 
     def profile(certificate: KeyPair, demands: TlsHost) -> Profile:
-        found = build_profile(certificate, demands, made)
+        found = build_profile(certificate, demands, made, secret)
         made.append(found)
         return found
 
@@ -121,14 +142,19 @@ def build_profiles(config: Config, previous: list[Profile]) -> ProfileTable:
 # ---------------------------------------------------------------------------------------------------- sites
 
 
-def build_site(config: SiteConfig, pools: dict[str, Pool], phases: Phases, state: SiteState | None) -> Site:
-    """A site as the pipeline reads it; it goes on counting in `state` when it was there before."""
+def site_state(name: str, slots: LocalSlots) -> SiteState:
+    """The counters of a site that was not there before."""
+    return SiteState(crowd=slots.counter(f"site {name}"))
+
+
+def build_site(config: SiteConfig, pools: dict[str, Pool], phases: Phases, state: SiteState) -> Site:
+    """A site as the pipeline reads it, which counts in `state`."""
     return Site(
         name=config.name,
         routes=PathTable((path, destination(path, route, pools)) for path, route in config.routes.items()),
         limits=config.limits,
         timeouts=config.timeouts,
-        state=state or SiteState(),
+        state=state,
         keeps_underscores=config.underscores_in_headers,
         phases=phases,
     )
@@ -186,7 +212,7 @@ def largest_heads(config: Config) -> WireLimits:
 # ---------------------------------------------------------------------------------------------------- pools
 
 
-def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Pool:
+def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots: LocalSlots) -> Pool:
     """The pool of `config`; the one that stands is kept when nothing about it changed.
 
     Raises `CertificateProblem` and `Unusable`.
@@ -205,7 +231,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None) -> Poo
         replay_body=config.replay_body,
         sendfile_from=config.sendfile_from,
     )
-    return kept if kept is not None and kept.settings == settings else Pool(settings)
+    return kept if kept is not None and kept.settings == settings else Pool(settings, slots)
 
 
 def client_contexts(config: PoolConfig, kept: Pool | None) -> dict[str, Dialect]:

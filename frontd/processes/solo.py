@@ -1,12 +1,12 @@
 """One process that is front, control and master at once: signals, control socket, health listener, drain.
 
+It serves what needs no file and is meant for the moment (`frontd proxy`); `frontd serve` is a family of processes.
+
 SIGHUP reload · SIGUSR1 reopen logs · SIGTERM, SIGINT drain and exit 0 · a second one: exit at once
 """
 
 from __future__ import annotations
 
-import gc
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -17,16 +17,18 @@ import trio
 from frontd.config.load import Loaded
 from frontd.config.model import Health, Listen
 from frontd.lanes.listener import bind
+from frontd.net.binding import bind_control
 from frontd.pipeline.discovery import Discovery
+from frontd.processes.children import raise_file_limit
+from frontd.processes.collector import freeze
 from frontd.processes.control import (
     HEALTH_CALLERS,
     HEALTH_PATIENCE,
     Control,
-    bind_control,
     serve_calls,
 )
 from frontd.processes.front import Front
-from frontd.processes.runtime import BuildProblem
+from frontd.processes.runtime import only_problem
 from frontd.processes.watch import Watchdog, watch_files
 
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -66,14 +68,6 @@ def run_front(
             raise only_problem(group) or group from None
 
 
-def only_problem(group: BaseExceptionGroup[BaseException]) -> BuildProblem | None:
-    """The reason why it could not serve at all, out of the nurseries it came through."""
-    found = group.subgroup(BuildProblem)
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]  # type: ignore[assignment]
-    return found
-
-
 async def _main(
     front: Front,
     control_socket: socket.socket,
@@ -99,8 +93,8 @@ async def _main(
             if discovery is not None:
                 front.stale_files = lambda: [path for path, _ in discovery.changed()]
                 nursery.start_soon(watch_files, discovery, log.remark)
-            gc.collect()
-            gc.freeze()
+            front.settled = freeze
+            freeze()
             if ready is not None:
                 sites = len(front.config.sites)
                 ready(f"frontd ready: {', '.join(front.addresses())} ({sites} site{'s' if sites != 1 else ''})")
@@ -156,9 +150,3 @@ def bind_health(health: Health | None) -> socket.socket | None:
         return None
     address, port = health.listen
     return bind(Listen(name="health", kind="http", address=address, port=port)).sock
-
-
-def raise_file_limit() -> None:
-    """The soft limit of open files to the hard one: a front needs two for each exchange."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -26,6 +26,16 @@ STATUS: dict[str, Any] = {
     "state": "serving", "generation": 3,
     "config": {"file": "/etc/frontd/frontd.yaml", "loaded": "2026-11-20T10:00:00Z"},
     "last_reload": {"at": "2026-11-20T10:02:00Z", "ok": True, "changed": ["site shop"], "errors": []},
+    "fronts": [
+        {
+            "index": 0, "pid": 43, "since": "2026-11-20T10:00:01Z", "state": "serving", "generation": 3,
+            "connections": 7, "requests": 1234, "memory": 62914560,
+        },
+        {
+            "index": 1, "pid": 44, "since": "2026-11-20T10:00:01Z", "state": "silent", "generation": 3,
+            "connections": 0, "requests": 0, "memory": 0,
+        },
+    ],
     "listeners": [
         {"name": "https", "kind": "https", "address": None, "port": 8443, "public_port": 443, "connections": 7},
         {"name": "v6", "kind": "http", "address": "::1", "port": 8080, "public_port": 8080, "connections": 0},
@@ -134,6 +144,8 @@ def test_status_is_aligned_text(ask: Ask) -> None:
         "last reload 2026-11-20T10:02:00Z: site shop",
         "memory of plugins: 1.2 MiB of 64.0 MiB, entries: 12",
     ]
+    assert "    0    43   serving   2026-11-20T10:00:01Z             7       1234   60.0 MiB\n" in output
+    assert "    1    44   silent    2026-11-20T10:00:01Z             0          0   -\n" in output
     assert "https      https   *:8443               443             7\n" in output
     assert "v6         http    [::1]:8080          8080             0\n" in output
     assert "app         http://app:8000   10.0.0.2:8000   up             1      3             -   -\n" in output

@@ -91,14 +91,18 @@ class Child:
 
     def reset_peak(self) -> int:
         """Forget the peak of resident memory; the resident memory now, in bytes (proc(5): clear_refs, VmHWM)."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        for pid in self._family():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
         return self.peak()
 
     def peak(self) -> int:
-        """The peak of resident memory since `reset_peak`, in bytes."""
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
-        assert match is not None
-        return int(match[1]) * 1024
+        """The peaks of resident memory since `reset_peak`, of the process and its children together, in bytes."""
+        found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in self._family()]
+        return sum(int(match[1]) * 1024 for match in found if match is not None)
+
+    def _family(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
 
 @contextmanager

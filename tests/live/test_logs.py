@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 from tests.live.house import House, front
@@ -42,7 +43,10 @@ def test_a_full_disk_does_not_stop_traffic(app_url: str, tmp_path: Path) -> None
             asked = house.curl("--unix-socket", f"{house.state}/control.sock", "http://localhost/status")
         assert house.child.end() == 0
     complaints = [line for line in house.child.said if "/dev/full" in line]
-    assert [line.partition(" log ")[0] for line in sorted(complaints)] == ["frontd: access", "frontd: error"]
+    told = Counter(line.partition(" log ")[0] for line in complaints)
+    # each process that writes says it once: the fronts, and control, which has no access log
+    assert told.keys() == {"frontd: access", "frontd: error"}
+    assert 1 <= told["frontd: access"] < told["frontd: error"]
     assert all("No space left on device" in line for line in complaints)
     assert dropped >= 200
 

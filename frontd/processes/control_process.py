@@ -1,0 +1,249 @@
+"""Control as a process of its own: it reads the configuration, and answers for all fronts.
+
+How it works
+------------
+The master's first message says how things stand.  Where nothing stands yet, control reads the configuration, has the
+sockets bound and the world committed, waits until every front serves, and says so on stderr.  Where it takes the place
+of one that has died, it takes the committed world from the master, not from the file, and asks the fronts.
+
+Invariants
+----------
+* Before the ready line, whatever goes wrong ends the start: a sentence on stderr, and the exit code that
+  `frontd.cli.common` has for it.  After it, nothing that happens here touches what the fronts serve.
+* No request passes through this process.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from frontd.config.load import Loaded, load
+from frontd.config.model import Config
+from frontd.config.problems import ConfigProblems, Problem
+from frontd.pipeline.discovery import Discovery
+from frontd.pipeline.logwriter import LogWriter
+from frontd.processes.channel import Message, next_message
+from frontd.processes.children import be_child, raise_file_limit
+from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control, serve_calls
+from frontd.processes.cores import usable_cores
+from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
+from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack
+from frontd.processes.master import CONTROL, HEALTH
+from frontd.processes.runtime import BuildProblem
+from frontd.processes.watch import watch_files
+
+FAILED, CONFIGURATION = 1, 3  # exit codes, as of `frontd.cli.common`
+
+
+class Stop(Exception):
+    """The start has failed: a sentence for people, and the exit code."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def main() -> None:
+    """Run control; the command line names the channel, the master, and what `frontd serve` was asked for."""
+    channel, master = (int(word) for word in sys.argv[1:3])
+    be_child(master, "frontd-control")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the master's, who tells when the end has come
+    raise_file_limit()
+    sock = socket.socket(fileno=channel)
+    sock.set_inheritable(False)
+    code = 0
+    try:
+        trio.run(Seat(sock, master, **json.loads(sys.argv[3])).run)
+    except* Stop as group:
+        stop: BaseException = group
+        while isinstance(stop, BaseExceptionGroup):
+            stop = stop.exceptions[0]
+        assert isinstance(stop, Stop)
+        sys.stderr.write(f"frontd: {stop}\n")
+        code = stop.code
+    sock.close()
+    raise SystemExit(code)
+
+
+def show(problems: list[Problem]) -> None:
+    """Errors and warnings of a configuration on stderr, each with its excerpt."""
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n\n")
+    sys.stderr.flush()
+
+
+class Seat:
+    """The control process: `config` is the file's name (``-``: standard input), `container` as `load` has it."""
+
+    def __init__(self, sock: socket.socket, master: int, *, config: str, container: bool | None, version: str) -> None:
+        self.master = master
+        self.name = config
+        self.container = container
+        self.version = version
+        self.discovery = Discovery()
+        self.family: Family | None = None
+        self.line = Line(sock, 0, self._heard)
+        self.nursery: trio.Nursery | None = None
+        self.sockets: list[socket.socket] = []
+        self.doors: list[int] = []  # the control socket, and the health listener if there is one
+
+    def read(self) -> Loaded:
+        """The configuration as it is now."""
+        path = "-" if self.name == "-" else Path(self.name)
+        return load(path, discover=self.discovery.catalogue, container=self.container)
+
+    async def run(self) -> None:
+        """Serve until the master says that it is over."""
+        hello = await next_message(self.line.sock)
+        if hello is None:
+            return
+        said = hello.data
+        handover, warnings = self._begin() if not said["generation"] else self._resume(hello)
+        log = LogWriter(quiet(handover.config), handover.config.log.error)
+        try:
+            async with trio.open_nursery() as nursery:
+                self.nursery = nursery
+                self.family = family = Family(handover, self.line, log, self.discovery, said["started_at"])
+                family.first = said["epoch"] * NUMBERS
+                nursery.start_soon(self._until_master_ends, nursery)
+                await nursery.start(family.run)
+                if not said["generation"]:
+                    show(warnings)
+                    await self._start(handover)
+                else:
+                    family.adopt(said["generation"], hello.files[0])
+                    family.count = said["fronts"]
+                    family.state = "draining" if said["ending"] else "serving" if said["started"] else "starting"
+                    family.remark("control has been started again")
+                    self.line.tell({"do": "keep"})  # not what was bound for a reload that nobody finishes
+                    self.doors = await self._bind_doors(handover.config)
+                    with trio.move_on_after(ANSWER_TIME):
+                        await family.until_all_serve()
+                self._open_doors(family, nursery)
+        finally:
+            for sock in self.sockets:
+                sock.close()
+            log.close()
+
+    def _begin(self) -> tuple[Handover, list[Problem]]:
+        """Read the configuration for the first time."""
+        try:
+            loaded, files = read_whole(self.read)
+        except ConfigProblems as error:
+            show(list(error.problems))
+            errors = sum(problem.severity == "error" for problem in error.problems)
+            text = f"the configuration has {errors} error{'s' if errors != 1 else ''}"
+            raise Stop(text, CONFIGURATION) from None
+        except BuildProblem as error:
+            raise Stop(f"{self.name} cannot be served: {error}", CONFIGURATION) from None
+        sources, tickets = self.discovery.sources(), tried_tickets(loaded.config)
+        return Handover(loaded.config, loaded.name, files, sources, time.time(), tickets), loaded.warnings
+
+    def _resume(self, hello: Message) -> tuple[Handover, list[Problem]]:
+        """Take the committed world over from the control that was here before."""
+        handover = unpack(hello.files[0])
+        import_all(handover.sources)
+        self.discovery = Discovery(handover.sources)
+        return handover, []
+
+    async def _start(self, handover: Handover) -> None:
+        """Bind, commit, wait for the fronts, and say that requests may come.  Raises `Stop`."""
+        family, config = self.family, handover.config
+        assert family is not None
+        family.count = config.fronts or usable_cores()
+        try:
+            sockets = await family.listen(config)
+            self.doors = await self._bind_doors(config)
+            world = pack(handover)
+            await family.commit(1, world, handover)
+        except OSError as error:
+            raise Stop(f"cannot serve: {error.strerror or error}", FAILED) from None
+        except BuildProblem as error:
+            raise Stop(f"{handover.name} cannot be served: {error}", CONFIGURATION) from None
+        addresses = []
+        for settings, fd in zip(config.listen.values(), sockets, strict=True):
+            with socket.socket(fileno=fd) as sock:
+                addresses.append(f"{settings.kind} on {settings.address or '*'}:{sock.getsockname()[1]}")
+        await family.until_all_serve()
+        if family.refusal is not None:
+            text, code = family.refusal
+            what = f"{handover.name} cannot be served" if code == CONFIGURATION else "cannot serve"
+            raise Stop(f"{what}: {text}", code)
+        family.state = "serving"
+        self.line.tell({"do": "started"})
+        counts = f"{counted(len(config.sites), 'site')}, {counted(family.count, 'front')}"
+        sys.stderr.write(f"frontd ready: {', '.join(addresses)} ({counts})\n")
+        sys.stderr.flush()
+
+    # ------------------------------------------------------------------ the control socket
+
+    async def _bind_doors(self, config: Config) -> list[int]:
+        """The sockets that control answers on, which the master holds.  Raises `OSError`."""
+        assert self.family is not None
+        wanted: list[list[Any]] = []
+        if config.health is not None:
+            wanted.append([HEALTH, "health", *config.health.listen])
+        return await self.family.bind([*wanted, [CONTROL, "control", str(config.control.socket), 0]])
+
+    def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
+        """Answer on the control socket and the health listener, and watch the files of plugins."""
+        control = Control(family, self.version, None if self.name == "-" else self.read, self.master)
+        self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
+        *health, calls = self.sockets
+        nursery.start_soon(serve_calls, calls, control.answer, family.log_fault)
+        for sock in health:
+            nursery.start_soon(serve_calls, sock, control.health, family.log_fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+        nursery.start_soon(watch_files, self.discovery, family.remark)
+
+    # ------------------------------------------------------------------ the master
+
+    async def _until_master_ends(self, nursery: trio.Nursery) -> None:
+        await self.line.run()
+        nursery.cancel_scope.cancel()
+
+    def _heard(self, message: Message) -> None:
+        """The master says something by itself."""
+        family, nursery, data = self.family, self.nursery, message.data
+        assert family is not None
+        assert nursery is not None
+        match data["do"]:
+            case "front" if message.files:
+                sock = socket.socket(fileno=message.files.pop())
+                family.welcome(data["index"], data["pid"], data["since"], sock)
+            case "gone":
+                family.farewell(data["index"], data["pid"], data["how"])
+            case "reload":
+                nursery.start_soon(self._reload_by_signal, family)
+            case "reopen":
+                family.log.reopen()
+            case "drain":
+                family.state = "draining"
+            case "end":
+                nursery.cancel_scope.cancel()
+        message.close()
+
+    async def _reload_by_signal(self, family: Family) -> None:
+        """A signal has nobody to answer to: how it went stands in the log."""
+        if family.state == "starting":
+            family.remark("SIGHUP: frontd has only just read its configuration")
+        elif self.name == "-":
+            family.remark("SIGHUP: this frontd was started without a file to read again")
+        else:
+            await family.reload(self.read)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+if __name__ == "__main__":
+    main()

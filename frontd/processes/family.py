@@ -1,0 +1,446 @@
+"""What control knows of the fronts, and how it changes them all or none.
+
+How it works
+------------
+Each front has a channel; a question carries a number, and its answer the same number.  A reload is two-phase:
+
+    control                          every front                         master
+    listen ──────────────────────────────────────────────────────────▶  binds what is new
+    prepare (world, listeners) ──▶   builds it beside the one that serves
+                              ◀──    built, or refused and why
+    commit ──────────────────────────────────────────────────────────▶  new fronts get this world from now on
+    swap ────────────────────────▶   serves it
+    keep ────────────────────────────────────────────────────────────▶  closes what nobody listens on any more
+
+One *no*, one front that ends while it builds, or one that takes longer than `BUILD_TIME`: ``drop``, nothing is
+committed, and the world before serves on everywhere.  Between ``prepare`` and ``swap`` every front has the new world
+at hand, so that what comes after ``commit`` takes no longer than a message.
+
+A control that has just been started is told by the master which fronts there are and what is committed, and asks each
+of them where it stands: one that has prepared what was committed swaps, one that has prepared something else drops it.
+
+Invariants
+----------
+* The committed world is what wins: a front that serves another one (it was being started while it was committed) is
+  brought up to date by itself, and replaced if it cannot follow.
+* Nobody waits for a front for ever, and a front that ends answers every question that was put to it: with `Gone`.
+* Answers to a control that has died are dropped by the next one: its numbers begin elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import trio
+
+from frontd.config.load import Loaded
+from frontd.config.model import Config
+from frontd.lanes.listener import identity_of
+from frontd.pipeline.discovery import Discovery
+from frontd.pipeline.logwriter import LogWriter
+from frontd.processes.channel import Message, next_message, send
+from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
+from frontd.processes.reload import ReloadReport, attempt, check_fixed
+from frontd.processes.runtime import BuildProblem, differences
+from frontd.processes.status import Facts, iso
+
+BUILD_TIME = 90.0  # s for a front to build a world; each of its plugins has 30
+SWAP_TIME = 10.0
+ANSWER_TIME = 3.0  # s for facts; the control socket waits no longer for a front that is blocked
+START_WAIT = 10.0  # s that a reload waits for fronts that are just being started
+MASTER_TIME = 20.0
+NUMBERS = 1_000_000  # questions of one control
+
+
+class Gone(Exception):
+    """The other side of a channel has ended before it answered."""
+
+
+class Line:
+    """A channel to ask questions on; `hear` is given what is no answer."""
+
+    def __init__(self, sock: socket, first: int, hear: Callable[[Message], None]) -> None:
+        self.sock = sock
+        self.is_over = False
+        self._number = first
+        self._hear = hear
+        self._open: dict[int, tuple[trio.Event, list[Message]]] = {}
+
+    async def run(self) -> None:
+        """Read until the other side ends."""
+        try:
+            while (message := await next_message(self.sock)) is not None:
+                number = message.data.get("id")
+                if number is None:
+                    self._hear(message)
+                elif number in self._open:
+                    done, found = self._open.pop(number)
+                    found.append(message)
+                    done.set()
+                else:
+                    message.close()  # for a control that has died, or that did not want to wait so long
+        finally:
+            self.is_over = True
+            for done, _ in self._open.values():
+                done.set()
+            self.sock.close()
+
+    def tell(self, data: dict[str, Any], files: Sequence[int] = ()) -> None:
+        """Say something that is not answered; to nobody, if the other side has ended."""
+        if not self.is_over:
+            with suppress(OSError):  # ended, or it has not listened for very long: whoever waits for it notices
+                send(self.sock, data, files)
+
+    async def ask(self, data: dict[str, Any], files: Sequence[int] = (), *, within: float) -> Message:
+        """The answer.  Raises `Gone`, and `trio.TooSlowError` after `within` seconds."""
+        self._number += 1
+        number = self._number
+        done, found = self._open[number] = trio.Event(), []
+        try:
+            if self.is_over:
+                raise Gone
+            try:
+                send(self.sock, {**data, "id": number}, files)
+            except OSError:
+                raise Gone from None
+            with trio.fail_after(within):
+                await done.wait()
+        finally:
+            self._open.pop(number, None)
+        if not found:
+            raise Gone
+        return found[0]
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """A front as control knows it; `generation` is what it serves, 0 while it is being started."""
+
+    index: int
+    pid: int
+    since: float
+    line: Line
+    generation: int = 0
+    changed: trio.Event = field(default_factory=trio.Event)
+
+
+class Family:
+    """All fronts, the master that keeps them, and the configuration they serve."""
+
+    def __init__(
+        self, handover: Handover, master: Line, log: LogWriter, discovery: Discovery, started_at: float
+    ) -> None:
+        self.loaded = handover.loaded
+        self.loaded_at = handover.read_at
+        self.started_at = started_at
+        self.last_reload: ReloadReport | None = None
+        self.state = "starting"  # starting | serving | draining
+        self.generation = 0  # of the committed world
+        self.log = log
+        self.master = master
+        self.discovery = discovery
+        self.members: dict[int, Member] = {}
+        self.count = 0  # of fronts, when all are there
+        self.first = 0  # number of the first question
+        self.refusal: tuple[str, int] | None = None  # why a front could not start at all, and its exit code
+        self.news = trio.Event()  # replaced whenever a front comes, goes or changes
+        self._world: int | None = None  # the file of the committed world
+        self._reloading = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def config(self) -> Config:
+        """The configuration that is served."""
+        return self.loaded.config
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether at least one front accepts requests."""
+        return self.state == "serving" and any(member.generation for member in self.members.values())
+
+    def remark(self, text: str) -> None:
+        """Write a line into the error log."""
+        self.log.remark(text)
+
+    def log_fault(self, what: str, error: BaseException) -> None:
+        """Write a fault of our own into the error log, with its traceback."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.log.remark(f"{what}: {line}")
+
+    async def facts(self) -> list[Facts]:
+        """Of every front that answers in time; of another one, that it does not, or is just being started."""
+        found: dict[int, Facts] = {}
+
+        async def ask(member: Member) -> None:
+            if not member.generation:
+                found[member.index] = mute(member, "starting")
+                return
+            try:
+                found[member.index] = (await member.line.ask({"do": "status"}, within=ANSWER_TIME)).data["facts"]
+            except (Gone, trio.TooSlowError):
+                found[member.index] = mute(member, "silent")
+
+        async with trio.open_nursery() as nursery:
+            for member in self.members.values():
+                nursery.start_soon(ask, member)
+        return [found[index] for index in sorted(found)]
+
+    # ------------------------------------------------------------------ fronts that come and go
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the channels until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def welcome(self, index: int, pid: int, since: float, sock: socket) -> None:
+        """The master has started a front."""
+        assert self._nursery is not None
+        sock.setblocking(False)
+        line = Line(sock, self.first, partial(self._heard, index))
+        member = self.members[index] = Member(index, pid, since, line)
+        self._nursery.start_soon(self._accompany, member)
+
+    def farewell(self, index: int, pid: int, how: str) -> None:
+        """The master has seen a front end."""
+        member = self.members.get(index)
+        if member is not None and member.pid == pid:
+            del self.members[index]
+            self._tell_news()
+        if self.state != "draining":
+            self.remark(f"front {index} (pid {pid}) has ended ({how}); it is started again")
+
+    async def _accompany(self, member: Member) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_state, member)
+            await member.line.run()
+            nursery.cancel_scope.cancel()
+
+    async def _ask_state(self, member: Member) -> None:
+        """A front answers this when it serves."""
+        try:
+            said = (await member.line.ask({"do": "state"}, within=float("inf"))).data
+            member.generation = said["generation"]
+            self._tell_news()
+            async with self._reloading:
+                has_it = said["prepared"] == self.generation
+                if not has_it:  # also when it is still at it, for a control that has died
+                    await self._drop(member)
+                if member.generation != self.generation:
+                    await self._catch_up(member, is_prepared=has_it)
+        except (Gone, trio.TooSlowError):
+            pass
+
+    async def _catch_up(self, member: Member, *, is_prepared: bool) -> None:
+        """Bring a front to the committed world."""
+        assert self._world is not None
+        try:
+            if not is_prepared:
+                with closing_files(await self.listen(self.config)) as files:
+                    await self._prepare(member, self.generation, [self._world, *files])
+            await self._swap(member)
+        except (BuildProblem, OSError) as error:
+            self.remark(f"front {member.index} cannot follow: {error}; it is replaced")
+            self.master.tell({"do": "replace", "pid": member.pid})
+
+    def _heard(self, index: int, message: Message) -> None:
+        """A front says something by itself: that it cannot start."""
+        text = str(message.data.get("refused"))
+        if self.state == "starting":
+            self.refusal = text, int(message.data.get("code", 1))
+            self._tell_news()
+        else:
+            self.remark(f"front {index} cannot start: {text}")
+
+    def _tell_news(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
+
+    async def until_all_serve(self) -> None:
+        """Wait until every front serves, or one has said that it cannot."""
+        while self.refusal is None and sum(bool(one.generation) for one in self.members.values()) < self.count:
+            await self.news.wait()
+
+    # ------------------------------------------------------------------ the master
+
+    async def listen(self, config: Config) -> list[int]:
+        """The listening sockets of `config`, in its order, which the caller closes.  Raises `OSError`."""
+        wanted = [[key_of(one), one.name, one.address, one.port] for one in config.listen.values()]
+        return await self.bind(wanted)
+
+    async def bind(self, wanted: list[list[Any]]) -> list[int]:
+        """Sockets of the master, bound if they are not yet: ``[key, name, address or path, port]``.  Raises
+        `OSError`."""
+        message = await self.master.ask({"do": "listen", "sockets": wanted}, within=MASTER_TIME)
+        if "error" in message.data:
+            raise OSError(message.data["error"])
+        if len(message.files) != len(wanted):
+            message.close()
+            raise OSError("too many files are open")
+        return message.files
+
+    async def commit(self, generation: int, world: int, handover: Handover) -> None:
+        """From now on, `world` is what new fronts serve."""
+        config = handover.config
+        data = {"do": "commit", "generation": generation, "fronts": self.count, "drain": config.timeouts.drain}
+        data["keys"] = [key_of(one) for one in config.listen.values()]
+        await self.master.ask(data, [world], within=MASTER_TIME)
+        self.adopt(generation, world)
+        self.loaded, self.loaded_at = handover.loaded, handover.read_at
+
+    def adopt(self, generation: int, world: int) -> None:
+        """Note what is committed; `world` is kept open."""
+        if self._world is not None:
+            os.close(self._world)
+        self.generation, self._world = generation, world
+
+    # ------------------------------------------------------------------ reload
+
+    async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
+        """Read, prepare and swap in every front; on any error the old world stays in all of them."""
+        found: dict[Path, bytes] = {}
+
+        def whole() -> Loaded:
+            loaded, files = read_whole(read)
+            found.update(files)
+            return loaded
+
+        async with self._reloading:
+            replace = partial(self._replace, found)
+            report = await attempt(whole, replace, self.log_fault, self._stale_files)
+            self.last_reload = report
+            self.remark(report.told(self.generation))
+            return report
+
+    def _stale_files(self) -> list[Path]:
+        return [path for path, _ in self.discovery.changed()]
+
+    async def _replace(self, files: dict[Path, bytes], loaded: Loaded) -> list[str]:
+        if self.state == "draining":
+            raise BuildProblem("frontd is shutting down")
+        old = self.config
+        check_fixed(old, loaded.config)
+        tickets = await trio.to_thread.run_sync(tried_tickets, loaded.config)
+        handover = Handover(loaded.config, loaded.name, files, self.discovery.sources(), time.time(), tickets)
+        world = pack(handover)
+        try:
+            with closing_files(await self.listen(loaded.config)) as sockets:
+                members = await self._ready_members()
+                await self._prepare_all(members, [world, *sockets])
+            generation = self.generation + 1
+            await self.commit(generation, os.dup(world), handover)
+        finally:
+            os.close(world)
+            if self.config is not loaded.config:
+                await self.master.ask({"do": "keep"}, within=MASTER_TIME)
+        await self._swap_all(members)
+        await self.master.ask({"do": "keep"}, within=MASTER_TIME)
+        if old.log != loaded.config.log:
+            self.log.change(quiet(loaded.config), loaded.config.log.error)
+        return differences(old, loaded.config)
+
+    async def _ready_members(self) -> list[Member]:
+        """The fronts that serve; those that are just being started are waited for.  Raises `BuildProblem`."""
+        with trio.move_on_after(START_WAIT):
+            while sum(bool(one.generation) for one in self.members.values()) < self.count:
+                await self.news.wait()
+        found = [member for member in self.members.values() if member.generation]
+        if not found:
+            raise BuildProblem("no front is there to try it")
+        return found
+
+    async def _prepare_all(self, members: list[Member], files: Sequence[int]) -> None:
+        """Have every front build the next world; on any *no*, none keeps it.  Raises `BuildProblem`."""
+        errors: list[str] = []
+
+        async def one(member: Member, nursery: trio.Nursery) -> None:
+            try:
+                await self._prepare(member, self.generation + 1, files)
+            except BuildProblem as error:
+                errors.append(str(error))
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(one, member, nursery)
+        if self.state == "draining":
+            errors.append("frontd is shutting down")
+        if errors:
+            async with trio.open_nursery() as nursery:
+                for member in members:
+                    nursery.start_soon(self._drop, member)
+            raise BuildProblem(errors[0])
+
+    async def _drop(self, member: Member) -> None:
+        """Have a front forget what it has prepared; until then an address of it may look taken."""
+        with suppress(Gone, trio.TooSlowError):
+            await member.line.ask({"do": "drop"}, within=SWAP_TIME)
+
+    async def _prepare(self, member: Member, generation: int, files: Sequence[int]) -> None:
+        try:
+            said = await member.line.ask({"do": "prepare", "generation": generation}, files, within=BUILD_TIME)
+        except Gone:
+            raise BuildProblem(f"front {member.index} ended while it built it") from None
+        except trio.TooSlowError:
+            raise BuildProblem(f"front {member.index} has not built it within {BUILD_TIME:g} s") from None
+        if "refused" in said.data:
+            raise BuildProblem(said.data["refused"])
+
+    async def _swap_all(self, members: list[Member]) -> None:
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(self._swap, member)
+
+    async def _swap(self, member: Member) -> None:
+        try:
+            await member.line.ask({"do": "swap"}, within=SWAP_TIME)
+        except Gone:
+            pass  # the one that takes its place gets the committed world
+        except trio.TooSlowError:
+            self.remark(f"front {member.index} does not answer; it is replaced")
+            self.master.tell({"do": "replace", "pid": member.pid})
+        else:
+            member.generation = self.generation
+
+
+@contextmanager
+def closing_files(files: list[int]) -> Iterator[list[int]]:
+    """Close `files` at the end of the block."""
+    try:
+        yield files
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def key_of(settings: Any) -> str:
+    """What makes two listeners one, as text (see `identity_of`)."""
+    return repr(identity_of(settings))
+
+
+def quiet(config: Config) -> Any:
+    """The access log of a process that answers no requests: off."""
+    return config.log.access.model_copy(update={"to": "off"})
+
+
+def mute(member: Member, state: str) -> Facts:
+    """What is shown of a front that does not answer, for the reason that `state` names."""
+    front = {"index": member.index, "pid": member.pid, "since": iso(member.since), "generation": member.generation}
+    front |= {"state": state, "connections": 0, "requests": 0, "memory": 0}
+    nothing: dict[str, Any] = {noun: [] for noun in ("listeners", "sites", "pools", "certificates")}
+    return {
+        "front": front, **nothing, "store": dict.fromkeys(("used", "limit", "entries"), 0), "reasons": {},
+        "log": {"dropped": 0}, "dropped_underscore_fields": 0,
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""What a front can tell about itself, and what several of them are together.
+
+Facts are plain data, since they travel between processes.  Counters are counted by each front for itself, without any
+coordination, and added up when somebody asks; those of a front that has ended are gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import trio
+
+from frontd.lanes.listener import Listener
+from frontd.lanes.service import Service
+from frontd.upstream.pool import Pool
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_ORDER = {"up": 0, "unknown": 1, "down": 2}  # the state of a target is the best that any front sees
+
+Facts = dict[str, Any]
+
+
+def facts(index: int, since: float, state: str, listeners: Sequence[Listener], service: Service) -> Facts:
+    """What `frontd status` shows of one front; `since` is its start (s since the epoch)."""
+    world, now = service.world, trio.current_time()
+    pools = [pool_facts(pool, now, on_demand=False) for pool in world.pools.values()]
+    pools += [pool_facts(pool, now, on_demand=True) for pool in world.ondemand]
+    return {
+        "front": {
+            "index": index, "pid": os.getpid(), "since": iso(since), "state": state, "generation": world.generation,
+            "connections": len(service.connections),
+            "requests": sum(site.state.requests for site in world.all_sites), "memory": memory(),
+        },
+        "listeners": [
+            {
+                "name": one.settings.name, "kind": one.settings.kind, "address": one.settings.address or "*",
+                "port": one.port, "public_port": one.public_port, "connections": service.by_listener[one.identity],
+            }
+            for one in listeners
+        ],
+        "sites": [
+            {"name": site.name, "requests": site.state.requests, "errors": site.state.errors}
+            for site in world.all_sites
+        ],
+        "pools": pools,
+        "store": {"used": world.store.used, "limit": world.store.limit, "entries": len(world.store)},
+        "certificates": [
+            {
+                "hosts": list(profile.certificate.hosts), "source": profile.certificate.source,
+                "not_after": profile.certificate.not_after.isoformat(),
+            }
+            for profile in {id(p.certificate): p for p in world.profiles.profiles}.values()
+        ],
+        "reasons": dict(service.reasons),
+        "log": {"dropped": service.log.dropped},
+        "dropped_underscore_fields": service.underscores,
+    }  # fmt: skip
+
+
+def pool_facts(pool: Pool, now: float, *, on_demand: bool) -> Facts:
+    """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target."""
+    return {
+        "name": pool.settings.name, "on_demand": on_demand,
+        "queue": {
+            "length": len(pool.queue), "limit": pool.settings.queue_limit,
+            "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
+        },
+        "targets": pool.status(),
+    }  # fmt: skip
+
+
+def merged(every: Sequence[Facts]) -> Facts:
+    """What the fronts are together: counters added up, each pool and each of its addresses once.
+
+    The first one's words hold for what is the same everywhere.
+    """
+    reasons: Counter[str] = Counter()
+    for one in every:
+        reasons.update(one["reasons"])
+    return {
+        "fronts": [one["front"] for one in every],
+        "listeners": _added("listeners", every, ("name",), ("connections",)),
+        "sites": _added("sites", every, ("name",), ("requests", "errors")),
+        "pools": _pools(every),
+        "store": {key: sum(one["store"][key] for one in every) for key in ("used", "limit", "entries")},
+        "certificates": every[0]["certificates"] if every else [],
+        "reasons": dict(reasons),
+        "log": {"dropped": sum(one["log"]["dropped"] for one in every)},
+        "dropped_underscore_fields": sum(one["dropped_underscore_fields"] for one in every),
+        "connections": sum(one["front"]["connections"] for one in every),
+    }
+
+
+def _added(noun: str, every: Iterable[Facts], key: Sequence[str], counters: Sequence[str]) -> list[Facts]:
+    """The rows of `noun` by `key`, in the order in which they were found, their `counters` added up."""
+    rows: dict[tuple[Any, ...], Facts] = {}
+    for row in (row for one in every for row in one[noun]):
+        standing = rows.setdefault(tuple(row[part] for part in key), {**row, **dict.fromkeys(counters, 0)})
+        for counter in counters:
+            standing[counter] += row[counter]
+    return list(rows.values())
+
+
+def _pools(every: Iterable[Facts]) -> list[Facts]:
+    found: dict[tuple[str, bool], list[Facts]] = {}
+    for pool in (pool for one in every for pool in one["pools"]):
+        found.setdefault((pool["name"], pool["on_demand"]), []).append(pool)
+    return [
+        {
+            **same[0],
+            "queue": {
+                **same[0]["queue"],
+                "length": sum(pool["queue"]["length"] for pool in same),
+                "longest": max(pool["queue"]["longest"] for pool in same),
+            },
+            "targets": _targets(same),
+        }
+        for same in found.values()
+    ]
+
+
+def _targets(pools: Iterable[Facts]) -> list[Facts]:
+    rows: dict[tuple[str, str], Facts] = {}
+    for row in (row for pool in pools for row in pool["targets"]):
+        key = row["target"], row["address"]
+        standing = rows.get(key)
+        if standing is None:
+            rows[key] = dict(row)
+            continue
+        best = min(standing, row, key=lambda one: _ORDER.get(one["state"], 1))
+        held = [one["held"] for one in (standing, row) if one.get("held") is not None]
+        rows[key] = {
+            **best, "active": standing["active"] + row["active"], "idle": standing["idle"] + row["idle"],
+            "held": max(held, default=None),  # of all fronts, as each of them sees it
+        }  # fmt: skip
+    return list(rows.values())
+
+
+def memory() -> int:
+    """Bytes of this process in memory, those included that it shares with others (proc(5), statm)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * _PAGE
+
+
+def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
