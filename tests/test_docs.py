@@ -33,8 +33,8 @@ from frontd.model.messages import Client, Exchange
 from frontd.model.urlprefix import canonical_path
 from frontd.pipeline.accesslog import ACCESS, ACCESS_FIELDS, ERROR_FIELDS, ERRORS
 from frontd.pipeline.discovery import Discovery
-from frontd.pipeline.forward import CLIENT_FIELDS
-from frontd.processes.front import FIXED
+from frontd.pipeline.fields import CLIENT_FIELDS
+from frontd.processes.reload import FIXED
 from frontd.protocol.h1 import ServerConnection
 from frontd.protocol.scan import WireLimits
 

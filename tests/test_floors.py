@@ -30,18 +30,28 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "effective", "fill", "certificates", "listening", "pluginlist", "build", "checks", "schema", "load",
             "docs",
         ),
-        "protocol": ("scan", "h1", "hello"),
+        "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
-    2: {"net": ("traps", "streams", "peek", "tls")},
+    2: {"net": ("binding", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
     3: {"upstream": ("client", "balance", "queue", "pool", "ondemand")},
     4: {
         "pipeline": (
-            "accesslog", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery", "world",
-            "answers", "forward", "admission", "reply", "files", "tunnel", "serve",
+            "accesslog", "logsink", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery",
+            "world", "answers", "fields", "forward", "admission", "reply", "files", "tunnel", "serve",
         ),
     },
-    5: {"lanes": ("hangup", "service", "requests", "downstream", "connection", "listener")},
-    6: {"processes": ("plugins", "runtime", "front", "explain", "control", "watch", "solo")},
+    5: {
+        "lanes": (
+            "driven", "wheel", "reactor", "service", "requests", "downstream", "connection", "turn", "opening",
+            "listener",
+        ),
+    },
+    6: {
+        "processes": (
+            "channel", "children", "master", "cores", "collector", "plugins", "runtime", "handover", "reload", "status",
+            "front", "explain", "control", "watch", "solo", "family", "front_process", "control_process",
+        ),
+    },
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
