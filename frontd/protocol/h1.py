@@ -153,7 +153,7 @@ class ServerConnection(Base):
             raise ValueError("101 that was not asked for")
         self._informed = True
         items = [item for item in headers.items if item[0] not in FRAMING]
-        return head_bytes(b"HTTP/1.1 %d %b\r\n" % (status, _INTERIM.get(status, b"")), items)
+        return head_bytes(status_line(status, _INTERIM.get(status, b"")), items)
 
     def send_head(
         self, status: int, reason: bytes, headers: Headers | bytes, *, close: bool = False, length: int | None = LOOK
@@ -218,7 +218,7 @@ class ServerConnection(Base):
 
     def recycle(self) -> bool:
         """Begin the next request, if the connection is kept; whether it is."""
-        if self._sent != WHOLE or self._closes or (self._left_in != 0 and not self._is_read):
+        if self.must_close:
             return False
         self._chunks = None
         self._sent = NOTHING
@@ -337,10 +337,7 @@ class ClientConnection(Base):
 
     def recycle(self) -> bool:
         """Begin the next request, if the connection is kept and nothing unasked came; whether it is."""
-        head = self._head
-        if head is None or self._sent != WHOLE or self._buffer or self.ended or not head.keep_alive:
-            return False
-        if self._left_in != 0 and not (self._left_in == CHUNKED and self._is_read):
+        if not self.reusable:
             return False
         self._chunks = None
         self._sent = NOTHING
