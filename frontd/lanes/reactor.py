@@ -2,11 +2,12 @@
 
 How it works
 ------------
-One trio task waits on a private epoll set.  An event resumes the coroutine that is parked on the stream, or tells the
-stream's owner: a connection then begins a turn, an idle connection to an app leaves its pool.  A coroutine that yields
-a stream is parked on it; one that yields `OthersFirst` is too, until the others had their turn; one that yields
-`TASK_LANE` goes on, the same object, in a trio task of its own, and what comes after it is the reactor's again.
-Anything else it yields is refused: nothing of trio's can be awaited here.
+One trio task waits on a private epoll set: through trio, or in its place as long as trio has nothing to do but wait
+(`lanes.others`), which saves a turn of its loop for each wake-up.  An event resumes the coroutine that is parked on the
+stream, or tells the stream's owner: a connection then begins a turn, an idle connection to an app leaves its pool.  A
+coroutine that yields a stream is parked on it; one that yields `OthersFirst` is too, until the others had their turn;
+one that yields `TASK_LANE` goes on, the same object, in a trio task of its own, and what comes after it is the
+reactor's again.  Anything else it yields is refused: nothing of trio's can be awaited here.
 
 Work is done in slices, until about as much time has passed as everything else took since the last one, so that neither
 a thousand ready connections keep the tasks waiting nor the tasks the connections.  Events are taken in batches; what is
@@ -40,6 +41,7 @@ from typing import cast
 import trio
 
 from frontd.lanes.driven import Driven, Life
+from frontd.lanes.others import Others, epoll_of_trio
 from frontd.lanes.wheel import Wheel
 from frontd.model.errors import FrontdError
 from frontd.net.streams import Owner, Stream
@@ -47,6 +49,7 @@ from frontd.net.traps import TASK_LANE, Ended, OthersFirst, carry, clock, fault_
 
 BATCH = 32  # events taken at a time
 LEAST, MOST = 0.001, 0.005  # s of a slice
+QUIET = 2  # wake-ups in a row that found trio with nothing to do, before the reactor waits in its place
 
 _BYTES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _END = select.EPOLLRDHUP | select.EPOLLET
@@ -69,6 +72,9 @@ class Reactor:
         self._paused: OrderedDict[Stream, None] = OrderedDict()  # who is parked on them goes on in the next slice
         self._wheel: Wheel[Driven] = Wheel()
         self._sleep: trio.CancelScope | None = None
+        self._others: Others | None = None
+        self._trios = -1  # trio's epoll set
+        self._called = False  # it has an event
         self._nursery: trio.Nursery | None = None
         self.drives = os.environ.get("FRONTD_REACTOR") != "off"
 
@@ -225,6 +231,7 @@ class Reactor:
             return
         if connection.scope is not None:
             connection.scope.deadline = min(connection.scope.deadline, deadline)
+            self._tell_trio()
         elif deadline < connection.deadline:
             connection.deadline = deadline
             self._schedule(connection, deadline)
@@ -353,8 +360,14 @@ class Reactor:
 
     def _schedule(self, connection: Driven, deadline: float) -> None:
         """Look at `connection` when `deadline` is due."""
-        if self._wheel.put(connection, deadline) and self._sleep is not None:
-            self._sleep.deadline = min(self._sleep.deadline, deadline)
+        if self._wheel.put(connection, deadline) and self._sleep is not None and deadline < self._sleep.deadline:
+            self._sleep.deadline = deadline
+            self._tell_trio()
+
+    def _tell_trio(self) -> None:
+        """A deadline of trio's is another than it knew."""
+        if self._others is not None:
+            self._others.look_again()
 
     def dismiss(self, connection: Driven) -> None:
         """It is over: no timer holds it any more."""
@@ -386,7 +399,10 @@ class Reactor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve events until cancelled."""
         passed = time.perf_counter  # real time, also where trio's clock is a test's
-        busy, ended = False, passed()
+        busy, ended, quiet = False, passed(), 0
+        self._trios = await epoll_of_trio() if self.drives else -1
+        others = self._others = Others()
+        trio.lowlevel.add_instrument(others)
         try:
             with clock.found():
                 async with trio.open_nursery() as self._nursery:
@@ -400,35 +416,74 @@ class Reactor:
                         began = passed()
                         self._works = True
                         busy = self._slice(began + min(max(began - ended, LEAST), MOST))
+                        quiet = quiet + 1 if others.nothing else 0
+                        if quiet >= QUIET and self._trios >= 0:
+                            quiet = 0
+                            busy = self._in_place_of_trio(others)
                         self._works = False
                         ended = passed()
         finally:
+            trio.lowlevel.remove_instrument(others)
+            self._others = None
             self._end()
 
     def _slice(self, until: float) -> bool:
         """Work until nothing is left, or the time is over; whether there may be more.  Events come first, then whoever
         has had a turn already, then who has paused; of each at least one, however little time there is."""
-        again, paused = self._again, len(self._paused)  # who pauses in this slice goes on in the next one
+        paused = len(self._paused)  # who pauses in this slice goes on in the next one
         while True:
-            events, self._left = self._left, []
-            if not events:
-                events = self._epoll.poll(0, BATCH)
-                self._batch += 1
-            self._dispatch(events, until)
-            for _ in range(len(again)):
-                connection, _ = again.popitem(last=False)
-                self._begin(connection, connection.next_turn)
-                if time.perf_counter() >= until:
-                    break
-            while paused:
-                paused -= 1
-                self._go_on(self._paused.popitem(last=False)[0])
-                if time.perf_counter() >= until:
-                    break
-            if not again and not paused and not events:  # asked once more: what came meanwhile costs a turn of trio's
+            events = self._take(0)
+            paused = self._round(events, paused, until)
+            if not self._again and not paused and not events:  # asked once more: a turn of trio's costs more
                 return False
             if time.perf_counter() >= until:
                 return True
+
+    def _in_place_of_trio(self, others: Others) -> bool:
+        """Wait and work for as long as trio has nothing to do; whether there may be more.  When more comes than one
+        batch holds, trio's own events may be somewhere behind it: then slices are the law again."""
+        trio.lowlevel.notify_closing(self._epoll.fileno())  # it holds on to what it once waited for; no circles
+        try:
+            self._epoll.register(self._trios, select.EPOLLIN)
+        except OSError:  # the kernel's limit of watches, or of sets in sets
+            self._trios = -1
+            return False
+        self._called = False
+        size = 0
+        try:
+            while size < BATCH and others.nothing and not self._called and (now := time.perf_counter()) < others.until:
+                paused = len(self._paused)
+                events = self._take(0 if paused or self._again else others.until - now)
+                size = len(events)
+                self._round(events, paused, time.perf_counter() + LEAST)
+        finally:
+            self._epoll.unregister(self._trios)
+        return size == BATCH or bool(self._left)
+
+    def _take(self, timeout: float) -> list[tuple[int, int]]:
+        """The next events: what is left of a batch, or a new one, for which to wait up to `timeout` seconds."""
+        events, self._left = self._left, []
+        if not events:
+            events = self._epoll.poll(timeout, BATCH)
+            self._batch += 1
+        return events
+
+    def _round(self, events: list[tuple[int, int]], paused: int, until: float) -> int:
+        """See to `events`, to those who have had a turn already, and to the first `paused` that have paused; how many
+        of these are left when the time is over."""
+        again = self._again
+        self._dispatch(events, until)
+        for _ in range(len(again)):
+            connection, _ = again.popitem(last=False)
+            self._begin(connection, connection.next_turn)
+            if time.perf_counter() >= until:
+                break
+        while paused:
+            paused -= 1
+            self._go_on(self._paused.popitem(last=False)[0])
+            if time.perf_counter() >= until:
+                break
+        return paused
 
     def _dispatch(self, events: list[tuple[int, int]], until: float) -> None:
         """See to `events`; what is left of them when the time is over is kept."""
@@ -438,6 +493,8 @@ class Reactor:
             at += 1
             stream = streams[fd]
             if stream is None or stream.born == batch:
+                if fd == self._trios:
+                    self._called = True
                 continue
             if bits & _ENDING:
                 stream.ending = True

@@ -130,14 +130,11 @@ async def _wait(stream: Waitable) -> None:
 
 
 @types.coroutine
-def carry(coroutine: Coroutine[Any, Any, T], first: Waitable | None = None) -> Generator[Any, Any, T]:
-    """Run `coroutine` in the current trio task, serving its traps; returns what it returns.
-
-    `first` is what it waits for already, when another driver began it.
-    """
+def carry(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run `coroutine` in the current trio task, serving its traps; returns what it returns."""
     value: Any = None
     error: BaseException | None = None
-    trap: Any = first
+    trap: Any = None
     while True:
         if trap is not None:
             value = error = None

@@ -24,11 +24,20 @@ from typing import Protocol
 
 from frontd.model.addresses import bracketed, plain_ip
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.headers import FRAMING, HOP_BY_HOP, IDENTITY_FIELDS, Headers, Item, normal_name
+from frontd.model.headers import (
+    FRAMING,
+    HOP_BY_HOP,
+    IDENTITY_FIELDS,
+    LONGEST_NAME,
+    MOST_NAMES,
+    Headers,
+    Item,
+    normal_name,
+)
 from frontd.model.messages import Client, Request
 from frontd.model.verdicts import Identity
 from frontd.pipeline.answers import now
-from frontd.protocol.fieldlines import LONGEST_LINE, LONGEST_NAME, MOST_LINES, REMEMBERED, adopt
+from frontd.protocol.fieldlines import LONGEST_LINE, MOST_LINES, REMEMBERED, adopt
 from frontd.protocol.framing import field_lines
 from frontd.protocol.scan import ResponseHead
 
@@ -54,7 +63,6 @@ MOST_PASSES = 10  # frontd before frontd before frontd is legitimate; more is a 
 
 # What becomes of a field on its way to the app, by its lower-case name.
 _PASSES, _ENDS, _OF_CLIENT, _CONTINUED, _CREDENTIALS, _NAMES_OTHERS = range(6)
-MOST_NAMES = 4096
 
 
 def _fate(name: bytes) -> int:

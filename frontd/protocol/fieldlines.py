@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from frontd.model.headers import Block, Headers, Item
+from frontd.model.headers import LONGEST_NAME, Block, Headers, Item
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 VALUE = rb"[\t\x20-\x7e\x80-\xff]*"  # RFC 9110 5.5: visible characters, blanks and obs-text; no other control byte
@@ -34,7 +34,6 @@ match_field = re.compile(rb"(" + TOKEN + rb"):(" + VALUE + rb")").fullmatch
 
 MOST_LINES = 1024  # entries in each table
 LONGEST_LINE = 256  # bytes, without CR LF
-LONGEST_NAME = 64  # bytes
 
 MOST_BLOCKS = 256  # blocks of requests, and as many of answers
 LONGEST_BLOCK = 1024  # bytes
@@ -51,11 +50,10 @@ REMEMBERED = {
         b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade-insecure-requests", b"user-agent",
         b"accept", b"accept-encoding", b"accept-language", b"accept-charset", b"accept-ranges", b"allow",
         b"cache-control", b"content-encoding", b"content-language", b"content-type", b"date", b"dnt", b"etag",
-        b"expires",
-        b"keep-alive", b"last-modified", b"origin-agent-cluster", b"permissions-policy", b"pragma", b"priority",
-        b"referrer-policy", b"save-data", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-fetch-dest",
-        b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"sec-gpc", b"server", b"strict-transport-security",
-        b"te", b"vary",
+        b"expires", b"keep-alive", b"last-modified", b"origin-agent-cluster", b"permissions-policy", b"pragma",
+        b"priority", b"referrer-policy", b"save-data", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform",
+        b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"sec-gpc", b"server",
+        b"strict-transport-security", b"te", b"vary",
     )
 }  # fmt: skip
 

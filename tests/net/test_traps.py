@@ -126,29 +126,6 @@ async def test_a_timer_is_thrown_into_the_coroutine(autojump_clock: object) -> N
         assert trio.current_time() == pytest.approx(began + 6)
 
 
-async def test_what_another_driver_began_goes_on_where_it_waits(autojump_clock: object) -> None:
-    """`first` is waited for before the coroutine is resumed, with its deadline and its reason."""
-
-    async def life(stream: Stream) -> object:
-        try:
-            await readable(stream, 5.0, Reason.Timer_Response)
-        except FrontdError as error:
-            return error.reason
-        return stream.receive_now()
-
-    for late in (False, True):
-        with ends() as (near, far):
-            stream = Stream(near)
-            stream.deadline = 0.0
-            coroutine = life(stream)
-            trap = coroutine.send(None)
-            assert trap is stream
-            stream.deadline = trio.current_time() + 5
-            if not late:
-                far.send(b"x")
-            assert await carry(coroutine, stream) == (Reason.Timer_Response if late else b"x")
-
-
 async def test_a_cancellation_goes_through_the_coroutine_and_on() -> None:
     ran = []
 

@@ -13,11 +13,11 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from frontd.model.errors import FrontdError
+from frontd.model.headers import LONGEST_NAME
 from frontd.protocol import fieldlines, scan
 from frontd.protocol.fieldlines import (
     FACTS,
     LONGEST_LINE,
-    LONGEST_NAME,
     MOST_LINES,
     REMEMBERED,
     read_field,
