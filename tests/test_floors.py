@@ -42,7 +42,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     5: {
         "lanes": (
-            "driven", "wheel", "reactor", "service", "requests", "downstream", "connection", "turn", "opening",
+            "driven", "wheel", "others", "reactor", "service", "requests", "downstream", "connection", "turn", "opening",
             "listener",
         ),
     },
