@@ -42,8 +42,8 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     5: {
         "lanes": (
-            "driven", "wheel", "others", "reactor", "service", "requests", "downstream", "connection", "turn", "opening",
-            "listener",
+            "driven", "wheel", "others", "registration", "reactor", "service", "requests", "downstream", "connection",
+            "turn", "opening", "listener",
         ),
     },
     6: {

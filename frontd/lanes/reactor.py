@@ -17,13 +17,9 @@ Every connection has one deadline and a place in one wheel (`lanes.wheel`), so a
 
 With ``FRONTD_REACTOR=off`` in the environment every connection is a task instead; the set then only tells who has left.
 
-Invariants (the registration law; without any of these a loop spins, hangs, or talks to the wrong connection)
+Invariants (and the registration law, `lanes.registration`)
 ----------
-* A socket is registered once, for edges.  `Stream.ready` says that there may be something to read; a turn reads until
-  there is not, and what comes during an exchange only sets the flag.
-* A stream that a task waits on is not registered for its bytes; that of a client still is for its end.
 * Event bits are hints: who is told of them reads.  A stream that was registered during a batch gets no event of it.
-* Streams leave the set before they are closed (`Stream.close_now`), and only their owner closes them.
 * A fault while one connection is driven ends that connection with a reason, never the loop.
 """
 
@@ -35,13 +31,13 @@ import select
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import cast
 
 import trio
 
 from frontd.lanes.driven import Driven, Life
 from frontd.lanes.others import Others, epoll_of_trio
+from frontd.lanes.registration import Registration
 from frontd.lanes.wheel import Wheel
 from frontd.model.errors import FrontdError
 from frontd.net.streams import Owner, Stream
@@ -51,22 +47,16 @@ BATCH = 32  # events taken at a time
 LEAST, MOST = 0.001, 0.005  # s of a slice
 QUIET = 2  # wake-ups in a row that found trio with nothing to do, before the reactor waits in its place
 
-_BYTES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_END = select.EPOLLRDHUP | select.EPOLLET
 _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
-class Reactor:
-    """The epoll set, the wheel, and the driver.  `fault` is told what nobody should have raised."""
+class Reactor(Registration):
+    """The wheel, and the driver, over the epoll set.  `fault` is told what nobody should have raised."""
 
     def __init__(self, fault: Callable[[str, BaseException], None]) -> None:
+        super().__init__()
         self._fault = fault
-        self._epoll = select.epoll()
-        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._alarm, select.EPOLLIN | select.EPOLLET)  # each write is an edge; nobody reads it
         self._works = False
-        self._streams: list[Stream | None] = [None] * (self._alarm + 1)  # by descriptor, the lowest free
-        self._batch = 1
         self._left: list[tuple[int, int]] = []  # events of this batch that are still to be seen to
         self._again: OrderedDict[Driven, None] = OrderedDict()  # have more to do, once the others had their turn
         self._paused: OrderedDict[Stream, None] = OrderedDict()  # who is parked on them goes on in the next slice
@@ -77,61 +67,6 @@ class Reactor:
         self._called = False  # it has an event
         self._nursery: trio.Nursery | None = None
         self.drives = os.environ.get("FRONTD_REACTOR") != "off"
-
-    # ------------------------------------------------------------------ the set
-
-    def register(self, stream: Stream, owner: Owner) -> None:
-        """Be told of bytes on `stream` and of its end, also of what waits already."""
-        self._put(stream, owner, _BYTES)
-
-    def watch(self, stream: Stream, owner: Owner) -> None:
-        """Be told of the end of `stream` alone, while tasks read it."""
-        self._put(stream, owner, _END)
-        stream.watched = True
-
-    def _put(self, stream: Stream, owner: Owner, events: int) -> None:
-        fd = stream.sock.fileno()
-        self._epoll.register(fd, events)
-        if fd >= len(self._streams):
-            self._streams += [None] * (fd + 1 - len(self._streams))
-        self._streams[fd] = stream
-        stream.lane = self
-        stream.owner = owner
-        stream.born = self._batch
-        stream.ready = stream.watched = False
-
-    def exchange(self, old: Stream, new: Stream) -> None:
-        """`new` is on the same socket as `old` (TLS has begun) and takes its place."""
-        old.lane, new.lane = None, self
-        new.owner, new.watched, new.ready, new.ending = old.owner, old.watched, old.ready, old.ending
-        self._streams[new.sock.fileno()] = new
-
-    def forget(self, stream: Stream) -> None:
-        """Before it is closed."""
-        fd = stream.sock.fileno()
-        if fd < 0:  # a failed TLS wrap has closed it already
-            fd = next((number for number, one in enumerate(self._streams) if one is stream), -1)
-        if fd >= 0:
-            self._streams[fd] = None
-        stream.lane = None
-        stream.waiter = None
-        with suppress(OSError):
-            self._epoll.unregister(fd)
-
-    def leave(self, stream: Stream) -> None:
-        """A task is going to wait for its bytes."""
-        if stream.watched:
-            return
-        if stream.owner is not None and stream.owner.hears_end:
-            stream.watched = True
-            self._epoll.modify(stream.sock.fileno(), _END)
-        else:
-            self.forget(stream)
-
-    @property
-    def streams(self) -> list[Stream]:
-        """Those that are registered."""
-        return [stream for stream in self._streams if stream is not None]
 
     # ------------------------------------------------------------------ driving
 
@@ -298,10 +233,7 @@ class Reactor:
         """The rest of a coroutine in a task; then the connection is the reactor's again, or over."""
         if await self._carried(connection):
             try:
-                if connection.stream.watched:
-                    connection.stream.watched = False
-                    connection.stream.ready = False
-                    self._epoll.modify(connection.stream.sock.fileno(), _BYTES)
+                self.come_back(connection.stream)
                 self._over(connection)
             except Exception as fault:
                 self._failed(connection, fault)
@@ -548,8 +480,3 @@ class Reactor:
                 connection = cast("Driven", stream.owner)
                 self.interrupt(connection, Ended())
                 self._finish(connection)
-
-    def close(self) -> None:
-        """Give the epoll set back."""
-        self._epoll.close()
-        os.close(self._alarm)
