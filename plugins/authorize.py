@@ -1,4 +1,4 @@
-"""Who may do what: rules by path, method, user and group.
+"""Who may do what: rules by path, method, user, group and Windows security identifier.
 
 How it works
 ------------
@@ -18,6 +18,10 @@ whole truth about ``/admin/``.)
   that of the request line; whether an app obeys ``X-HTTP-Method-Override`` is its own affair.
 * Names of users and groups are compared without regard to case, as Windows accounts are.  Letters that merely look
   alike are equal in `deny` and different in `allow`, so that either error refuses.
+* A group of a domain is ``DOMAIN\\NAME``.  In `allow` it has to be named like that, since another domain may have a
+  group of the same name; in `deny`, ``group:NAME`` refuses the groups of every domain.
+* Security identifiers (``sid:S-1-5-…``, MS-DTYP 2.4.2) are compared as they are: they belong to one account for ever,
+  whatever it is called.
 * ``anonymous`` in `allow` lets everybody in, in `deny` it refuses whoever has not logged on; ``authenticated`` is
   whoever has.
 
@@ -43,9 +47,11 @@ from pydantic import Field, field_validator
 import frontd
 
 ANONYMOUS, AUTHENTICATED = "anonymous", "authenticated"
-_KINDS = ("group", "user")
+_KINDS = ("group", "sid", "user")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 _OF_IIS = ("*", "?")  # everybody, and whoever has not logged on
+# MS-DTYP 2.4.2.1, with at least one subauthority: an authority of 48 bits, then 1 to 15 numbers of 32
+_SID = re.compile(r"[Ss]-1-(?:[0-9]{1,10}|0[xX][0-9A-Fa-f]{12})((?:-[0-9]{1,10}){1,15})")
 
 
 class Rule(frontd.Settings):
@@ -60,8 +66,8 @@ class Rule(frontd.Settings):
         description="Methods that the rule covers; GET covers HEAD. None named: every method (IIS: the rule's verbs).",
     )
     allow: tuple[str, ...] = Field(
-        description="Who is let in: `anonymous` (everybody), `authenticated`, `group:NAME`, a user's name or "
-        "`user:NAME`. An empty list lets nobody in (IIS: the rule's users and roles).",
+        description="Who is let in: `anonymous` (everybody), `authenticated`, `group:NAME`, `sid:S-1-5-…`, a user's "
+        "name or `user:NAME`. An empty list lets nobody in (IIS: the rule's users and roles).",
     )
     deny: tuple[str, ...] = Field(
         default=(),
@@ -102,10 +108,15 @@ def _wrong_word(word: str) -> str:
     kind, colon, name = word.partition(":")
     if word in _OF_IIS:
         return f"{word!r} is not a name here; the words are `anonymous` (everybody) and `authenticated`"
+    if colon and kind == "sid":
+        found = _SID.fullmatch(name)
+        if found is None or any(int(part) >> 32 for part in found[1].split("-")[1:]):
+            return f"{word!r}: after `sid` stands a security identifier such as S-1-5-32-544"
+        return ""
     if colon and kind in _KINDS:
         return "" if name.strip() == name != "" else f"{word!r}: a name is expected right after the colon"
     if colon:
-        return f"{word!r}: before a colon stands `group` or `user`; a user whose name has one is user:{word}"
+        return f"{word!r}: before a colon stands `group`, `sid` or `user`; a user whose name has one is user:{word}"
     if word.strip() != word or not word:
         return f"{word!r}: a name is expected, without blanks around it"
     near = difflib.get_close_matches(word.lower(), (ANONYMOUS, AUTHENTICATED), n=1, cutoff=0.8)
@@ -142,6 +153,7 @@ class _Names:
     words: frozenset[str]
     users: frozenset[object]
     groups: frozenset[object]
+    sids: frozenset[str]
     is_wide: bool
 
     @classmethod
@@ -150,14 +162,21 @@ class _Names:
         special = frozenset(word for word in words if word in (ANONYMOUS, AUTHENTICATED))
         pairs = [word.split(":", 1) if ":" in word else ["user", word] for word in words if word not in special]
         users, groups = (frozenset(key(name) for kind, name in pairs if kind == wanted) for wanted in ("user", "group"))
-        return cls(special, users, groups, wide)
+        sids = frozenset(name.upper() for kind, name in pairs if kind == "sid")
+        return cls(special, users, groups, sids, wide)
 
     def name(self, identity: frontd.Identity) -> bool:
-        """Whether somebody who has logged on is named by name or group."""
+        """Whether somebody who has logged on is named by name, group or security identifier."""
         key = _alike if self.is_wide else _same
         if self.users and key(identity.name) in self.users:
             return True
-        return bool(self.groups) and any(key(group) in self.groups for group in identity.groups)
+        if self.sids and any(sid.upper() in self.sids for sid in identity.sids):
+            return True
+        if not self.groups:
+            return False
+        if self.is_wide and any(_alike(group.rpartition("\\")[2]) in self.groups for group in identity.groups):
+            return True
+        return any(key(group) in self.groups for group in identity.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +219,12 @@ def _gate(rule: Rule) -> _Gate:
 
 
 class Authorize(frontd.Plugin):
-    """Rules by path, method, user and group; the first that covers a request decides (see the module's text)."""
+    """Rules by path, method, user, group and SID; the first that covers a request decides (see the module's text)."""
 
     name = "authorize"
 
     class Settings(frontd.Settings):
-        """Rules by path, method, user and group; the first that covers a request decides, and none refuses."""
+        """Rules by path, method, user, group and SID; the first that covers a request decides, and none refuses."""
 
         shorthand: ClassVar[str] = "rules"
 

@@ -27,17 +27,18 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
         "config": (
             "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "model",
-            "effective", "fill", "certificates", "listening", "pluginlist", "build", "checks", "schema", "load",
-            "docs",
+            "effective", "fill", "certificates", "signing", "sitelimits", "listening", "pluginlist", "build",
+            "pluginchecks", "checks", "schema", "load", "docs",
         ),
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
     2: {"net": ("binding", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
-    3: {"upstream": ("client", "balance", "queue", "pool", "ondemand")},
+    3: {"upstream": ("client", "balance", "queue", "targets", "lease", "pool", "ondemand")},
     4: {
         "pipeline": (
             "accesslog", "logsink", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery",
-            "world", "answers", "fields", "forward", "admission", "reply", "files", "tunnel", "serve",
+            "assertion", "world", "answers", "fields", "forward", "admission", "reply", "files", "tunnel", "pinned",
+            "serve",
         ),
     },
     5: {

@@ -6,7 +6,7 @@ A draft holds what was right, so that `checks` can look at it although something
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from frontd.config.model import (
     Config,
     Control,
     Health,
+    IdentityToken,
     Limits,
     Listen,
     Log,
@@ -39,11 +40,11 @@ from frontd.config.model import (
 from frontd.config.pluginlist import plugin_list, words_in
 from frontd.config.plugins import NO_PLUGINS, Catalogue, PluginEntry
 from frontd.config.problems import Mark
+from frontd.config.sitelimits import PER_SITE, armed, merged, refuse_global
 from frontd.config.units import Scalar, clip, text
 from frontd.model.urlprefix import UrlPrefix, canonical_prefix, path_key
 
 _TOP = Mark()
-_PER_SITE: tuple[tuple[str, type[Limits] | type[Timeouts]], ...] = (("limits", Limits), ("timeouts", Timeouts))
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Draft:
     pool_names: set[str] = field(default_factory=set)
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    identity: IdentityToken | None = None
     log: Log | None = None
     control: Control | None = None
     health: Health | None = None
@@ -92,6 +94,7 @@ class Draft:
             cache=self.cache,
             limits=self.limits,
             timeouts=self.timeouts,
+            identity=self.identity,
             log=self.log,
             control=self.control,
             health=self.health,
@@ -113,6 +116,7 @@ def build(room: Room, root: Node | None, environ: Mapping[str, str], container: 
     draft = Draft(top, _state_dir(room, top, environ, container), container)
     _plugins(room, top, draft)
     _limits_and_timeouts(room, top, draft)
+    draft.identity = _identity(room, top, None)
     _tls(room, top.values.get("tls"), draft)
     _pools(room, top.values.get("pools"), draft)
     _sites(room, top, draft)
@@ -183,9 +187,15 @@ def _plugins(room: Room, top: MapNode, draft: Draft) -> None:
 
 
 def _limits_and_timeouts(room: Room, top: MapNode, draft: Draft) -> None:
-    for key, model in _PER_SITE:
+    for key, model in PER_SITE:
         if key in top.values and (made := fill(room, model, top.values[key])) is not None:
             setattr(draft, key, made)
+
+
+def _identity(room: Room, values: MapNode, outer: IdentityToken | None) -> IdentityToken | None:
+    """What stands under ``identity`` in a map; else `outer`."""
+    node = values.values.get("identity")
+    return outer if node is None or _is_nothing(node) else fill(room, IdentityToken, node)
 
 
 # ---------------------------------------------------------------------------------------------------- tls, pools
@@ -277,21 +287,23 @@ def _site(room: Room, top: MapNode, draft: Draft, name: str, node: Node) -> Site
         route = _route(room, node)
         room.routes[name, "/"] = node
         routes = {"/": route} if route else {}
-        sizes: dict[str, Any] = {key: _merged(room, model, top.values.get(key), None) for key, model in _PER_SITE}
-        sizes["limits"] = _armed(sizes["limits"], draft.plugins)
+        sizes: dict[str, Any] = {key: merged(room, model, top.values.get(key), None) for key, model in PER_SITE}
+        sizes["limits"] = armed(sizes["limits"], draft.plugins, _pools_of(draft, routes))
+        sizes["identity"] = draft.identity
         return Site.model_construct(None, name=name, urls=_key_as_url(room, name, node), routes=routes, **sizes)
     values = section(room, node)
     if values is None:
         return Site.model_construct(name=name, urls=(), routes={}, plugins=())
     urls = _urls(room, name, values.values["urls"]) if "urls" in values.values else _key_as_url(room, name, values)
     given: dict[str, Any] = {"name": name, "urls": urls, "routes": _routes(room, name, values)}
-    for key, model in _PER_SITE:
-        given[key] = _merged(room, model, top.values.get(key), values.values.get(key))
+    for key, model in PER_SITE:
+        given[key] = merged(room, model, top.values.get(key), values.values.get(key))
     own, complete = plugin_list(room, draft.catalogue, name, values.values.get("plugins"))
     draft.plugins_known = draft.plugins_known and complete
     given["plugins"] = own
-    given["limits"] = _armed(given["limits"], (*draft.plugins, *own))
-    _global_only(room, top, values)
+    given["limits"] = armed(given["limits"], (*draft.plugins, *own), _pools_of(draft, given["routes"]))
+    given["identity"] = _identity(room, values, draft.identity)
+    refuse_global(room, top, values)
     if given["urls"] and given["routes"]:
         made = fill(room, Site, values, given)
         if made is not None:
@@ -301,38 +313,8 @@ def _site(room: Room, top: MapNode, draft: Draft, name: str, node: Node) -> Site
     return Site.model_construct(None, **given)
 
 
-def _armed(limits: Limits, plugins: Iterable[PluginEntry]) -> Limits:
-    """The limits of a site where `plugins` stand: what they bring is the default of what nobody wrote."""
-    brought = {key: value for entry in plugins for key, value in entry.kind.limits.items()}
-    unset = {key: value for key, value in brought.items() if key not in limits.model_fields_set}
-    return limits.model_copy(update=unset) if unset else limits
-
-
-def _global_only(room: Room, top: MapNode, site: MapNode) -> None:
-    """Refuse timers that no site can have: pools outlive sites' exchanges, and a shutdown is everybody's."""
-    own = section(room, site.values.get("timeouts"))
-    if own is None:
-        return
-    everybody = _merged(room, Timeouts, top.values.get("timeouts"), None)
-    for key in ("keep_alive", "drain"):
-        node = own.values.get(key)
-        mine = fill(room, Timeouts, MapNode(own.mark, values={key: node})) if node is not None else None
-        if node is not None and mine is not None and getattr(mine, key) != getattr(everybody, key):
-            complain(room, node, f"`{key}` is one timer for all sites", "write it under `timeouts` at the top")
-
-
-def _merged(
-    room: Room, model: type[Limits] | type[Timeouts], outer: Node | None, inner: Node | None
-) -> Limits | Timeouts:
-    """The limits or timeouts of a site: its own over the global ones."""
-    own = section(room, inner)
-    both = MapNode(own.mark, key=own.key, path=own.path) if own else MapNode(_TOP)
-    if isinstance(outer, MapNode):
-        both.values.update(outer.values)
-    if own:
-        both.values.update(own.values)
-        both.entries = own.entries
-    return fill(room, model, both) or model()
+def _pools_of(draft: Draft, routes: Mapping[str, Route]) -> list[Pool | None]:
+    return [draft.pools.get(route.pool or "") for route in routes.values()]
 
 
 def _key_as_url(room: Room, name: str, node: Node) -> tuple[UrlPrefix, ...]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -90,7 +91,8 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A certificate with its chain, leaf first, and its key, both as PEM; `source` is the file it came from.
+    """A certificate with its chain, leaf first, and its key, both as PEM; `source` is the file it came from,
+    `channel_binding` is `end_point` of the leaf.
 
     Equal when the bytes are: a file that was only touched is the same key pair.
     """
@@ -99,6 +101,7 @@ class KeyPair:
     key: bytes = field(repr=False)
     source: str
     facts: CertificateFacts = field(compare=False)
+    channel_binding: bytes = field(compare=False)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -124,6 +127,9 @@ def read_all(config: Config) -> None:
     for pool in config.pools.values():
         if pool.tls.ca is not None:
             read_authorities(pool.tls.ca, "ca")
+    for token in (config.identity, *(site.identity for site in config.sites.values())):
+        if token is not None:
+            file_bytes(token.jwt_key, "jwt_key")
 
 
 def read_certificate(certificate: Certificate) -> CertificateFacts:
@@ -138,7 +144,25 @@ def read_key_pair(certificate: Certificate) -> KeyPair:
         facts = _facts(chain)
     except (ValueError, x509.InvalidVersion) as error:  # cryptography reads fields when they are asked for
         raise Unusable("cert" if certificate.pfx is None else "pfx", f"the certificate is damaged: {error}") from None
-    return KeyPair(_pem(chain), key, str(certificate.pfx or certificate.cert), facts)
+    return KeyPair(_pem(chain), key, str(certificate.pfx or certificate.cert), facts, end_point(chain[0]))
+
+
+def end_point(leaf: x509.Certificate) -> bytes:
+    """The channel binding ``tls-server-end-point`` of a server's certificate (RFC 5929 4.1): the name, a colon, and
+    the hash of the certificate (DER) by the hash function of its signature, where MD5 and SHA-1 are replaced by
+    SHA-256.
+
+    RFC 5929 leaves it undefined for signatures without a hash function of their own (Ed25519, Ed448) and for those
+    that `cryptography` does not know: here they have SHA-256.  A client that has none for such a certificate sends
+    none, one with another is refused.
+    """
+    try:
+        algorithm = leaf.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        algorithm = None
+    if algorithm is None or isinstance(algorithm, hashes.MD5 | hashes.SHA1):
+        algorithm = hashes.SHA256()
+    return b"tls-server-end-point:" + leaf.fingerprint(algorithm)
 
 
 def _pem(certificates: list[x509.Certificate]) -> bytes:
@@ -164,14 +188,14 @@ def _facts(chain: list[x509.Certificate]) -> CertificateFacts:
 def read_authorities(path: Path, key: str) -> bytes:
     """The certificates in `path`, as PEM and nothing else.  Raises `Unusable` that blames `key`."""
     try:
-        return _pem(x509.load_pem_x509_certificates(_bytes(path, key)))
+        return _pem(x509.load_pem_x509_certificates(file_bytes(path, key)))
     except (ValueError, x509.InvalidVersion):
         raise Unusable(key, f"{path} holds no PEM certificate") from None
 
 
 def read_revocations(path: Path, key: str) -> bytes:
     """The revocation lists in `path`, as PEM and nothing else.  Raises `Unusable` that blames `key`."""
-    blocks: list[bytes] = _CRL.findall(_bytes(path, key))
+    blocks: list[bytes] = _CRL.findall(file_bytes(path, key))
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
     except ValueError as error:
@@ -181,7 +205,8 @@ def read_revocations(path: Path, key: str) -> bytes:
     return b"".join(one.public_bytes(Encoding.PEM) for one in lists)
 
 
-def _bytes(path: Path, key: str) -> bytes:
+def file_bytes(path: Path, key: str) -> bytes:
+    """What is in a file of the configuration.  Raises `Unusable` that blames `key`."""
     held, may_read = _held.get() or ({}, True)
     if path not in held:
         if not may_read:
@@ -207,14 +232,14 @@ def _read(path: Path, key: str) -> bytes:
 
 def _from_pem(certificate: Certificate) -> tuple[list[x509.Certificate], bytes]:
     assert certificate.cert is not None
-    data = _bytes(certificate.cert, "cert")
+    data = file_bytes(certificate.cert, "cert")
     try:
         chain = x509.load_pem_x509_certificates(data)
     except (ValueError, x509.InvalidVersion):
         hint = "this looks like a private key" if b"PRIVATE KEY" in data and b"BEGIN CERTIFICATE" not in data else ""
         raise Unusable("cert", f"{certificate.cert} holds no PEM certificate", hint) from None
     where, key_file = ("key", certificate.key) if certificate.key is not None else ("cert", certificate.cert)
-    key_data = _bytes(key_file, where)
+    key_data = file_bytes(key_file, where)
     if b"PRIVATE KEY-----" not in key_data:
         hint = (
             "name the key's file with `key`"
@@ -251,7 +276,7 @@ def _public(certificate: x509.Certificate) -> bytes:
 
 def _from_pfx(certificate: Certificate) -> tuple[list[x509.Certificate], bytes]:
     assert certificate.pfx is not None
-    data = _bytes(certificate.pfx, "pfx")
+    data = file_bytes(certificate.pfx, "pfx")
     password = certificate.password.get_secret_value().encode() if certificate.password is not None else None
     try:
         key, leaf, others = pkcs12.load_key_and_certificates(data, password)

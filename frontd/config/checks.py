@@ -13,11 +13,12 @@ from pathlib import Path
 from frontd.config import places
 from frontd.config.build import Draft, is_target
 from frontd.config.certificates import CertificateFacts, Unusable, read_authorities, read_certificate, read_revocations
-from frontd.config.fill import Room, complain
-from frontd.config.marks import ListNode, MapNode, Node
+from frontd.config.fill import Room, complain, warn
+from frontd.config.marks import MapNode, Node, find
 from frontd.config.model import Listen, Site, tls_host_name
-from frontd.config.plugins import PluginEntry, SiteFacts
+from frontd.config.pluginchecks import plugins_fit
 from frontd.config.problems import Mark
+from frontd.config.signing import read_signing_key
 from frontd.config.target import Target
 from frontd.config.units import clip, nearest
 from frontd.model.addresses import bracketed
@@ -37,7 +38,8 @@ def check(room: Room, draft: Draft, file_path: Path | None, mounts: frozenset[st
     _tls_hosts_enforced(room, draft, facts)
     _other_files(room, draft)
     _directories(room, draft)
-    _plugins_fit(room, draft)
+    plugins_fit(room, draft)
+    _logons_of_one(room, draft)
     _tls_hosts_used(room, draft, facts)
     _shadowed(room, draft)
     _redirects_to_itself(room, draft)
@@ -46,23 +48,6 @@ def check(room: Room, draft: Draft, file_path: Path | None, mounts: frozenset[st
     _pools_used(room, draft)
     _everybody_trusted(room, draft)
     _mounts(room, draft, file_path, mounts)
-
-
-def find(root: MapNode, *keys: str | int) -> Node:
-    """The value at `keys`, or the deepest one above it: where a shorthand stands for what has no place of its own."""
-    node: Node = root
-    for key in keys:
-        if isinstance(node, MapNode) and key in node.values:
-            node = node.values[str(key)]
-        elif isinstance(node, ListNode) and isinstance(key, int) and key < len(node.items):
-            node = node.items[key]
-        else:
-            break
-    return node
-
-
-def _warn(room: Room, node: Node, message: str, hint: str = "") -> None:
-    room.source.warning(node.at, node.path, message, hint)
 
 
 def _route_node(room: Room, site: Site, prefix: str, key: str) -> Node:
@@ -168,7 +153,7 @@ def _certificates(room: Room, draft: Draft) -> dict[int, CertificateFacts]:
             complain(room, place, str(unusable), unusable.hint)
         else:
             for warning in facts[index].warnings:
-                _warn(
+                warn(
                     room, find(draft.root, "tls", "certificates", index, "pfx" if certificate.pfx else "cert"), warning
                 )
         if certificate.name in names:
@@ -201,7 +186,7 @@ def _urls_covered(room: Room, draft: Draft, facts: dict[int, CertificateFacts]) 
             )
             message = f"no certificate covers {url.host if url.host not in ('+', '*') else url}; {have}"
             if draft.tls_default is not None and facts:
-                _warn(room, node, message, "clients get the certificate of `tls.default`, and most will refuse it")
+                warn(room, node, message, "clients get the certificate of `tls.default`, and most will refuse it")
             else:
                 complain(
                     room,
@@ -252,6 +237,15 @@ def _other_files(room: Room, draft: Draft) -> None:
     for pool in draft.pools.values():
         if pool.tls.ca is not None:
             _try_file(room, find(draft.root, "pools", pool.name, "tls"), "ca", pool.tls.ca, read_authorities)
+    tokens = [(draft.identity, find(draft.root, "identity"))]
+    tokens += [
+        (site.identity, find(draft.root, "sites", site.name, "identity"))
+        for site in draft.sites.values()
+        if site.identity is not draft.identity
+    ]
+    for token, node in tokens:
+        if token is not None:
+            _try_file(room, node, "jwt_key", token.jwt_key, read_signing_key)
 
 
 def _directories(room: Room, draft: Draft) -> None:
@@ -271,47 +265,30 @@ def _directories(room: Room, draft: Draft) -> None:
             complain(room, node, f"there is no directory {path}")
 
 
-def _try_file(room: Room, node: Node, key: str, path: Path, read: Callable[[Path, str], bytes]) -> None:
+def _try_file(room: Room, node: Node, key: str, path: Path, read: Callable[[Path, str], object]) -> None:
     try:
         read(path, key)
     except Unusable as unusable:
         complain(room, find(node, key) if isinstance(node, MapNode) else node, str(unusable), unusable.hint)
 
 
-def _plugins_fit(room: Room, draft: Draft) -> None:
-    """What plugins themselves say about their settings, and hooks that a site never asks."""
-    if not draft.plugins_known:
-        return
-    sites = [*draft.sites.values()]
-    everywhere = tuple(entry.name for entry in draft.plugins)
-    urls = tuple(url for site in sites for url in site.urls)
-    guarded = [_authenticates([*draft.plugins, *site.plugins]) for site in sites]
-    facts = SiteFacts("", urls, everywhere, bool(guarded) and all(guarded))
-    for index, entry in enumerate(draft.plugins):
-        _plugin_fits(room, room.plugins["", index], entry, facts)
-    for site, has_authenticator in zip(sites, guarded, strict=True):
-        words = (*everywhere, *(entry.name for entry in site.plugins))
-        facts = SiteFacts(site.name, tuple(site.urls), words, has_authenticator)
-        for index, entry in enumerate(site.plugins):
-            node = room.plugins[site.name, index]
-            if "accept_client" in entry.kind.hooks:
-                hint = "write it under `plugins` at the top: connections are accepted before the site is known"
-                complain(room, node, f"{entry.name} is a plugin of the whole server", hint)
-            _plugin_fits(room, node, entry, facts)
-
-
-def _authenticates(entries: Iterable[PluginEntry]) -> bool:
-    return any("authenticate" in entry.kind.hooks for entry in entries)
-
-
-def _plugin_fits(room: Room, node: Node, entry: PluginEntry, facts: SiteFacts) -> None:
-    try:
-        for sentence in entry.kind.check(entry.settings, facts):
-            complain(room, node, f"{entry.name}: {sentence}")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a fault of the plugin is its author's, and is told like any other, also sys.exit
-        complain(room, node, f"{entry.name}: its check failed: {type(error).__name__}: {error}")
+def _logons_of_one(room: Room, draft: Draft) -> None:
+    """One scheme is frontd's or the apps': what a plugin consumes never reaches them."""
+    for site in draft.sites.values():
+        own = {entry.kind.plugin.scheme.lower(): entry.name for entry in (*draft.plugins, *site.plugins)}
+        for prefix, route in site.routes.items():
+            pool = draft.pools.get(route.pool or "")
+            for scheme in pool.pass_through if pool is not None else ():
+                if scheme in own:
+                    message = (
+                        f"the plugin {own[scheme]} asks who it is by {scheme}, and the pool {clip(route.pool)} leaves "
+                        f"that to its apps (pass_through)"
+                    )
+                    hint = (
+                        f"take `{scheme}` out of `pools.{route.pool}.pass_through`, or the plugin {own[scheme]} off "
+                        f"this site"
+                    )
+                    complain(room, _route_node(room, site, prefix, "pool"), message, hint)
 
 
 # ---------------------------------------------------------------------------------------------------- warnings
@@ -334,7 +311,7 @@ def _tls_hosts_used(room: Room, draft: Draft, facts: dict[int, CertificateFacts]
     urls = [url for site in draft.sites.values() for url in site.urls if url.scheme == "https"]
     for host in draft.tls_hosts:
         if not any(_meant(url.host, host) for url in urls):
-            _warn(room, _tls_host_node(draft, host), f"no site has an https URL for {host}; this has no effect")
+            warn(room, _tls_host_node(draft, host), f"no site has an https URL for {host}; this has no effect")
 
 
 def _meant(pattern: str, host: str) -> bool:
@@ -355,7 +332,7 @@ def _shadowed(room: Room, draft: Draft) -> None:
                 if dead == set(site.urls)
                 else f"{url} can never be reached"
             )
-            _warn(
+            warn(
                 room,
                 room.urls[site.name, url],
                 f"{which}: {shadow} of the site {owner.name} comes first",
@@ -390,7 +367,7 @@ def _redirects_to_itself(room: Room, draft: Draft) -> None:
         except ValueError:
             continue
         if goal in site.urls and len(site.routes) == 1:
-            _warn(
+            warn(
                 room,
                 _route_node(room, site, "/", "redirect"),
                 f"{goal} is redirected to itself, for ever",
@@ -401,7 +378,7 @@ def _redirects_to_itself(room: Room, draft: Draft) -> None:
 def _tls_without_https(room: Room, draft: Draft) -> None:
     for pool in draft.pools.values():
         if pool.tls.model_fields_set and all(target.scheme != "https" for target in pool.targets):
-            _warn(
+            warn(
                 room, find(draft.root, "pools", pool.name, "tls"), "no target of this pool is https; this has no effect"
             )
 
@@ -423,7 +400,7 @@ def _loopback_targets(room: Room, draft: Draft) -> None:
                         _note_first(found, str(target), _route_node(room, site, prefix, "target"))
     if found:
         targets = sorted(found, key=lambda name: _place(found[name]))
-        _warn(
+        warn(
             room,
             found[targets[0]],
             f"{', '.join(targets)}: {'these are' if len(targets) > 1 else 'this is'} the container itself, "
@@ -452,13 +429,13 @@ def _pools_used(room: Room, draft: Draft) -> None:
         return  # what is wrong may be the route that leads here, or a plugin leads here
     for name, pool in draft.pools.items():
         if name in draft.pool_names and name not in used:
-            _warn(room, find(draft.root, "pools", pool.name), "no route leads to this pool")
+            warn(room, find(draft.root, "pools", pool.name), "no route leads to this pool")
 
 
 def _everybody_trusted(room: Room, draft: Draft) -> None:
     for index, network in enumerate(draft.trusted_proxies):
         if network.prefixlen == 0:
-            _warn(
+            warn(
                 room,
                 find(draft.root, "trusted_proxies", index),
                 f"{network} is everybody: any client can claim any address",

@@ -38,6 +38,7 @@ _PLACES: tuple[tuple[str, type[Part], str], ...] = (
     ("`pools.NAME.queue`", model.Queue, ""),
     ("`pools.NAME.tls`", model.PoolTls, ""),
     ("`cache`", model.Cache, ""),
+    ("`identity`, `sites.NAME.identity`", model.IdentityToken, "A site's own stands instead of the global one."),
     ("`limits`, `sites.NAME.limits`", model.Limits, "A site's limits are laid over the global ones, key by key."),
     ("`timeouts`, `sites.NAME.timeouts`", model.Timeouts, "A site's timers are laid over the global ones, key by key."),
     ("`log`", model.Log, ""),

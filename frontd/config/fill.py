@@ -99,6 +99,11 @@ def complain(room: Room, node: Node, message: str, hint: str = "") -> None:
     room.source.error(node.at, node.path, message, hint)
 
 
+def warn(room: Room, node: Node, message: str, hint: str = "") -> None:
+    """Note a warning about the value `node`."""
+    room.source.warning(node.at, node.path, message, hint)
+
+
 def section(room: Room, node: Node | None) -> MapNode | None:
     """`node` as a map; nothing at all counts as an empty one.  None, and an error noted, when it is something else."""
     if node is None:

@@ -203,6 +203,8 @@ Status = Annotated[
     ),
     units.Kind("301, 302, 303, 307 or 308"),
 ]
+_LOGON, _LOGON_SCHEMA, _LOGON_KIND = _choice("ntlm", "negotiate")
+ConnectionScheme = Annotated[Literal["ntlm", "negotiate"], _LOGON, _LOGON_SCHEMA, _LOGON_KIND]
 HostAndPort = Annotated[
     tuple[str, int], PlainValidator(_health_address), json_scalar("string"), units.Kind("address:port")
 ]

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from frontd.config.leaves import Count, CountOrNone, Part, Seconds, Size, SizeOrNone
 
+# Where tokens of Kerberos pass, bytes: those of Windows reach 48 KiB, before Base64.
+FOR_TOKENS = {"max_head": 65536, "max_field": 65536}
+
 
 class Limits(Part):
     """Sizes and counts that one client may use.  Global, and per site over the global ones."""

@@ -124,6 +124,19 @@ class MapNode(Node):
         return "a map"
 
 
+def find(root: MapNode, *keys: str | int) -> Node:
+    """The value at `keys`, or the deepest one above it: where a shorthand stands for what has no place of its own."""
+    node: Node = root
+    for key in keys:
+        if isinstance(node, MapNode) and key in node.values:
+            node = node.values[str(key)]
+        elif isinstance(node, ListNode) and isinstance(key, int) and key < len(node.items):
+            node = node.items[key]
+        else:
+            break
+    return node
+
+
 class Stop(Exception):
     """Nothing more can be read; the source knows why."""
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from frontd.config import places
 from frontd.config.leaves import (
     Address,
+    ConnectionScheme,
     Count,
     CountOrNone,
     Demand,
@@ -49,6 +50,7 @@ __all__ = [
     "Config",
     "Control",
     "Health",
+    "IdentityToken",
     "Limits",
     "Listen",
     "Log",
@@ -233,9 +235,34 @@ class Pool(Part):
         description="Directory whose files the apps may have sent in place of their answer, by naming one in "
         "`X-Sendfile` (as lighttpd and Apache's mod_xsendfile); left out: the field means nothing.",
     )
+    pass_through: tuple[ConnectionScheme, ...] = Field(
+        default=(),
+        description="Schemes by which the apps log on the connection itself: a client that uses one has a connection "
+        "of its own to its app, which ends with its own (nginx's `ntlm`, Angie's `bind_conn`). Answers of such a pool "
+        "are not cached; its sites' `limits.max_head` and `max_field` are 65536 bytes unless written (a Kerberos "
+        "ticket with many groups).",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- sites
+
+
+class IdentityToken(Part):
+    """A signed field that tells apps who has logged on: `X-Frontd-Identity`, a JWT (RFC 7519)."""
+
+    jwt_key: File = Field(
+        description="File with the key: a P-256 private key in PEM signs with ES256, 32 bytes or more of anything else "
+        "with HS256 (RFC 7518 3.2, 3.4)."
+    )
+    issuer: Text = Field(default="frontd", description="Claim `iss`: who says so.")
+    audience: Text | None = Field(
+        default=None, description="Claim `aud`: for whom; left out: the host that the client asked for."
+    )
+    lifetime: Seconds = Field(
+        default=60.0, ge=1, le=86400,
+        description="How long one is valid (claim `exp`); apps get a new one when half of it is over (Google's IAP: "
+            "10 minutes; shorter here, since it costs one signature).",
+    )  # fmt: skip
 
 
 class Route(Part):
@@ -299,6 +326,14 @@ class Site(Part):
     underscores_in_headers: Flag = Field(
         default=False,
         description="Forward fields with `_` in their name; off: they are dropped and counted (nginx: off).",
+    )
+    challenges: tuple[Text, ...] = Field(
+        default=(),
+        description="Authenticators in the order in which a 401 names them, by their words; those left out follow, "
+        "the strongest scheme first: Negotiate, NTLM, others, Basic (IIS: the list of providers).",
+    )
+    identity: IdentityToken | None = Field(
+        default=None, description="The signed field of this site; left out: as under `identity` at the top."
     )
 
 
@@ -398,6 +433,9 @@ class Config(Part):
     limits: Limits = Field(default_factory=Limits, description="Limits of every site, and of the server as a whole.")
     timeouts: Timeouts = Field(
         default_factory=Timeouts, description="Timers of every site, and of the server as a whole."
+    )
+    identity: IdentityToken | None = Field(
+        default=None, description="A signed field that tells apps who has logged on; left out: none."
     )
     log: Log = Field(default_factory=Log, description="Access log and error log.")
     control: Control = Field(default_factory=Control, description="The control socket.")

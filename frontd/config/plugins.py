@@ -32,13 +32,16 @@ class SiteFacts:
     """What a plugin may look at when it checks its settings.
 
     `name` of the site (empty: the plugin stands at the top, for every site), `urls`, the words of all plugins that are
-    asked here in their order, and whether one of them authenticates.
+    asked here in their order, whether one of them authenticates, whether clients may come through trusted proxies, and
+    the names of all pools.
     """
 
     name: str
     urls: tuple[UrlPrefix, ...]
     plugins: tuple[str, ...]
     has_authenticator: bool
+    behind_proxies: bool = False
+    pools: frozenset[str] = frozenset()
 
 
 class Check(Protocol):

@@ -30,12 +30,14 @@ from frontd.lanes.service import Service
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import without_underscores
 from frontd.model.messages import Client
-from frontd.net.streams import Stream
+from frontd.net.streams import Owner, Stream
 from frontd.net.traps import Ended, clock
 from frontd.pipeline.phases import Hook, tell
+from frontd.pipeline.pinned import Pin
 from frontd.pipeline.plugin import Plugin
 from frontd.pipeline.world import Site, SiteState
 from frontd.protocol.h1 import ServerConnection
+from frontd.upstream.pool import Pool
 
 if TYPE_CHECKING:
     import socket
@@ -65,7 +67,7 @@ class Connection:
 
     __slots__ = (
         "client", "closers", "coroutine", "deadline", "door", "down", "due", "header_deadline", "http", "hung_up",
-        "leaving", "more", "over", "parked", "scope", "service", "site", "state", "stream", "timeouts",
+        "leaving", "more", "over", "parked", "pins", "scope", "service", "site", "state", "stream", "timeouts",
     )  # fmt: skip
 
     hears_end = True
@@ -85,6 +87,7 @@ class Connection:
         self.site: Site | None = None  # of the exchange that goes on
         self.state: SiteState | None = None  # of the site this connection counts for
         self.closers: dict[Plugin, Hook] | None = None  # plugins that want to know when it ends
+        self.pins: dict[Pool, Pin] | None = None  # connections to apps that are this one's alone
         self.more = False
         self.coroutine: Life | None = None  # this and what follows are the driver's
         self.parked: Stream | None = None
@@ -186,11 +189,18 @@ class Connection:
         service.leave(self, self.door.identity)
         if self.state is not None:
             self.state.crowd.add(-1)
+        if self.pins is not None:
+            for pin in self.pins.values():
+                pin.close()
         if self.closers:
             faults: list[tuple[str, Exception]] = []
             tell(tuple(self.closers.values()), self.client, faults)
             for where, error in faults:
                 service.log_fault(f"plugin {where}", error)
+
+    def look_after(self, stream: Stream, owner: Owner) -> None:
+        """Have `owner` told of bytes on `stream` and of its end, which nobody waits for.  Raises `OSError`."""
+        self.service.reactor.register(stream, owner)
 
     def end_when_idle(self) -> None:
         """Shutting down: an idle connection ends now, a busy one after its answer.  One that has asked for nothing yet

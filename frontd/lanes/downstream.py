@@ -12,7 +12,7 @@ Invariant: what breaks on the client's side leaves here as a `FrontdError` with 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -30,12 +30,15 @@ from frontd.protocol.h1 import LOOK, ServerConnection
 P = TypeVar("P", bytes, Part, bytes | End, Part | End)
 
 SKIPPED_PARTS = 4  # of at most 64 KiB
+DRAINED_BODY = 262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond: closed
 
 
 class H1Downstream:
     """One exchange's client side; a new one for each request of a connection."""
 
-    __slots__ = ("_body_size", "_head", "closes", "exchange", "http", "limits", "stream", "timeouts", "tunnelled")
+    __slots__ = (
+        "_body_size", "_head", "closes", "drains", "exchange", "http", "limits", "stream", "timeouts", "tunnelled",
+    )  # fmt: skip
 
     def __init__(
         self, stream: Stream, http: ServerConnection, exchange: Exchange, limits: Limits, timeouts: Timeouts
@@ -49,6 +52,12 @@ class H1Downstream:
         self.tunnelled = False
         self._head = b""
         self._body_size = 0
+        self.drains = False  # the answer asks to log on: the rest of an unwanted body is read after it
+
+    @property
+    def holder(self) -> Any:
+        """The client's connection (`pipeline.pinned.Holder`)."""
+        return self.stream.owner
 
     # --- the request body
 
@@ -94,8 +103,19 @@ class H1Downstream:
             await self._receive(trio.current_time() + self.timeouts.entity_body, Reason.Timer_EntityBody)
         return self._count(part)
 
+    def keep_for_logon(self, *, is_leg: bool) -> None:
+        """The answer asks to log on, so the connection is kept although a body is still to come, if at most
+        `DRAINED_BODY` bytes of it are: a handshake goes on on its connection (as in HTTP.sys, which drains bodies).
+
+        A client that waits for ``100 Continue`` may now send the body or close, and many that do not send it forget to
+        close (RFC 9110 10.1.1): their next request would be taken for the body.  So for them the connection ends, and
+        they log on through a new one; only one in the middle of a handshake (`is_leg`), which needs it, keeps it.
+        """
+        self.drains = is_leg or not self.http.waits_for_100
+
     def skip_body(self) -> bool:
-        """Throw away what has arrived of an unwanted body; True when that was all: the connection can be kept."""
+        """Throw away what has arrived of an unwanted body; True when the connection can be kept: that was all, or the
+        rest is to be drained."""
         if self.closes:
             return False
         if self.http.body_complete:
@@ -106,7 +126,12 @@ class H1Downstream:
                     break
         except FrontdError:
             return False
-        return self.http.body_complete
+        return self.http.body_complete or (self.drains and self._is_worth_draining())
+
+    def _is_worth_draining(self) -> bool:
+        """Whether the rest of the body is short, and of a request that could be sent again and be taken."""
+        request, left = self.exchange.request, self.http.body_ahead
+        return left <= DRAINED_BODY and (request.max_body is None or (request.content_length or 0) <= request.max_body)
 
     async def drain_body(self, limit: int) -> bool:
         """Read and discard the rest of the body, at most `limit` bytes; True when it was complete.

@@ -22,7 +22,7 @@ from dataclasses import replace
 import trio
 
 from frontd.lanes.connection import Connection
-from frontd.lanes.downstream import H1Downstream
+from frontd.lanes.downstream import DRAINED_BODY, H1Downstream
 from frontd.lanes.requests import make_request, plain_request
 from frontd.lanes.service import Lives
 from frontd.model.errors import FrontdError, Reason
@@ -37,7 +37,6 @@ from frontd.pipeline.serve import serve
 from frontd.protocol.scan import RequestHead
 
 PIPELINED_IN_A_ROW = 8
-DRAINED_BODY = 262144  # bytes of an unwanted body that are read so that the connection can be kept; beyond: closed
 GRACE = 5.0  # s to tell a client why it is refused, beyond its own timers
 
 
@@ -222,7 +221,10 @@ async def settle(connection: Connection, down: H1Downstream) -> bool:
             await down.drain_body(DRAINED_BODY)
         except FrontdError as error:
             await stream.linger()  # the answer is whole and may still be on its way
-            dealt_with(connection, error)
+            if down.drains and error.reason is Reason.Connection_Dropped:  # they log on through another connection
+                connection.finish()
+            else:
+                dealt_with(connection, error)
             return False
     if http.recycle():
         return True

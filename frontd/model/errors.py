@@ -410,6 +410,13 @@ class Reason(Enum):
         "tls_certificate_error",
         "No trusted TLS connection to the application could be made.",
     )
+    DelegationFailed = (
+        "DelegationFailed",
+        502,
+        Source.UPSTREAM,
+        "proxy_configuration_error",
+        "No logon at the application could be had for this request.",
+    )
     # --- ourselves
     PluginFault = (
         "PluginFault",

@@ -154,7 +154,7 @@ class Headers:
 
 # Fields by which the app learns who has logged on: set by frontd alone.  CGI-style apps see X_Remote_User, and some see
 # X.Remote.User, as the same variable, so names are compared with every character but letters and digits as "-".
-IDENTITY_FIELDS = frozenset((b"x-remote-user", b"x-remote-groups", b"x-auth-scheme"))
+IDENTITY_FIELDS = frozenset((b"x-remote-user", b"x-remote-groups", b"x-auth-scheme", b"x-frontd-identity"))
 _LIKE_CGI = bytes(c if chr(c).isascii() and chr(c).isalnum() else 45 for c in range(256))
 
 

@@ -33,13 +33,19 @@ class TlsPolicy:
 
 @dataclass(slots=True)
 class TlsInfo:
-    """Facts of the TLS session: ``TLSv1.3``, cipher name, server name sent, client certificate (DER), its policy."""
+    """Facts of the TLS session: ``TLSv1.3``, cipher name, server name sent, client certificate (DER), its policy.
+
+    `channel_binding` is what this connection is bound to, as the application data of a channel binding (RFC 5929 4):
+    ``tls-server-end-point:`` and the hash of the certificate that was presented on it.  It stays what it was when the
+    certificate is replaced by a reload.  None: not known.
+    """
 
     version: str
     cipher: str
     server_name: str | None
     certificate: bytes | None
     policy: TlsPolicy
+    channel_binding: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -14,6 +14,8 @@ Invariants
 * One context per profile (certificate, policy), never shared: a context holds the session-ticket keys, and shared keys
   would let a session from an open host resume on a host that demands client certificates.  Keys that fronts share
   (`tickets`) are made for a profile's identity, which names everything that makes it.
+* A context holds one certificate, so whoever shook hands under a profile was shown its certificate, and a session that
+  resumes began with it: that is what `TlsInfo.channel_binding` rests upon.
 * An unchanged profile keeps its context over a reload, and with it its tickets.
 * A client certificate is not valid for longer because its session resumes; a CA or CRL that changed ends all sessions.
 * TLS 1.2 at least, AEAD suites with forward secrecy only, no renegotiation, no compression.
@@ -262,6 +264,7 @@ async def shake_hands(stream: Stream, hello: ClientHello, profile: Profile, dead
         server_name=hello.server_name,
         certificate=sock.getpeercert(binary_form=True),
         policy=profile.policy,
+        channel_binding=profile.certificate.channel_binding,
     )
 
 

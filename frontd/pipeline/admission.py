@@ -1,7 +1,8 @@
 """Who is asking, may they, and where to: the decisions before anything is forwarded.
 
-Invariant: nobody gets past `admitted` anonymously on a site with an authenticator unless a plugin said `Allow`.  What a
-plugin raises, or answers with a wrong type, has ended the exchange before (`phases.first` fails closed).
+Invariants: nobody gets past `admitted` anonymously on a site with an authenticator unless a plugin said `Allow`.  A
+logon that belongs to a connection is nobody's on one that many clients share.  What a plugin raises, or answers with a
+wrong type, has ended the exchange before (`phases.first` fails closed).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import cast
 from frontd.model.errors import Reason
 from frontd.model.messages import Exchange, Response
 from frontd.model.verdicts import Allow, Continue, Identity, Redirect, Refuse, UseHttp11
-from frontd.pipeline.phases import Phases, first, plugin_fault
+from frontd.pipeline.phases import Phase, Phases, first, plugin_fault
 from frontd.pipeline.world import Destination, Site, World
 
 Answer = Response | Refuse | Continue | UseHttp11 | Redirect
@@ -19,11 +20,34 @@ Answer = Response | Refuse | Continue | UseHttp11 | Redirect
 
 async def identified(exchange: Exchange, phases: Phases) -> Answer | None:
     """Ask who it is; an answer when that ends the exchange, else `exchange.identity` is set or nobody has logged on."""
+    if exchange.client.states is not None:
+        _forget(exchange, phases.authenticate)
     found = await first(phases.authenticate, exchange)
     if isinstance(found, Identity):
+        if found.connection_bound and exchange.client.is_trusted_proxy:
+            # others come through the same connection, and would be taken for whoever logged on through it
+            log = f"{found.scheme or 'the'} logon belongs to a connection that a trusted proxy shares among its clients"
+            return Refuse(401, Reason.LogonFailed, log=log)
         exchange.identity = found
         return None
     return cast("Answer | None", found)
+
+
+def _forget(exchange: Exchange, phase: Phase) -> None:
+    """Drop what authenticators remember of the connection when credentials come that are for another one of them.
+
+    Credentials begin a new logon, and whoever is asked before must not answer for the old one; several fields, which
+    contradict each other, end every logon.  Credentials of a scheme that nobody here consumes are the app's.
+    """
+    states, sent = exchange.client.states, exchange.request.headers.get_all(b"authorization")
+    if not sent or states is None:
+        return
+    scheme = exchange.request.credentials[0]
+    theirs = {hook.plugin for hook in phase if scheme is not None and hook.plugin.scheme.lower() == scheme}
+    if scheme is None or theirs:
+        for hook in phase:
+            if hook.plugin not in theirs:
+                states.pop(hook.plugin, None)
 
 
 async def admitted(exchange: Exchange, phases: Phases) -> Answer | None:

@@ -98,14 +98,15 @@ def upstream_headers(request: Request, client: Client, schemes: frozenset[bytes]
     return headers
 
 
-def upstream_lines(request: Request, client: Client, schemes: frozenset[bytes]) -> bytes:
-    """What `upstream_headers` and `frame` make, as field lines, where nobody is going to look at the fields."""
+def upstream_lines(request: Request, client: Client, schemes: frozenset[bytes]) -> bytes | Headers:
+    """What `upstream_headers` and `frame` make, as field lines, where nobody is going to look at the fields.  The
+    fields themselves where what becomes of them depends on more than each alone: there may be credentials in these."""
     authority = request.authority
     lines = _relayed(request.headers, _lines_up, _line_up)
     if lines is None or not authority or request.chunked or request.upgrade:
         headers = upstream_headers(request, client, schemes)
         frame(headers, request)
-        return field_lines(headers.items)
+        return headers
     told = client.told
     if told is None or told[0] != authority:
         told = client.told = (authority, field_lines(forwarded_fields(request, client, {})))
@@ -228,8 +229,9 @@ def _joined(continued: dict[bytes, list[bytes]], name: bytes, *more: bytes) -> b
     return b", ".join([*continued.get(name, ()), *more])
 
 
-def seal(headers: Headers, request: Request, identity: Identity | None) -> None:
-    """Set what no client and no plugin may say: the framing of the message, and who has logged on."""
+def seal(headers: Headers, request: Request, identity: Identity | None, token: bytes = b"") -> None:
+    """Set what no client and no plugin may say: the framing of the message, and who has logged on; `token` says that
+    signed, if the site signs it."""
     headers.items = [item for item in headers.items if _may_be_set(item[0])]
     frame(headers, request)
     if identity is not None:
@@ -238,6 +240,8 @@ def seal(headers: Headers, request: Request, identity: Identity | None) -> None:
             headers.add(b"X-Remote-Groups", ",".join(_group(name) for name in identity.groups))
         if identity.scheme:
             headers.add(b"X-Auth-Scheme", identity.scheme)
+        if token:
+            headers.add(b"X-Frontd-Identity", token)
 
 
 def frame(headers: Headers, request: Request) -> None:

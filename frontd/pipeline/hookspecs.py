@@ -46,7 +46,7 @@ def authenticate(exchange: Exchange) -> Identity | Continue | UseHttp11 | Refuse
 def challenge(exchange: Exchange) -> str | None:
     """A 401 goes out: the value of a ``WWW-Authenticate`` field.
 
-    Every plugin is asked, in order.  Plain def.
+    Every plugin is asked, the strongest scheme first.  Plain def.
     """
 
 

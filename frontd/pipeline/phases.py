@@ -10,7 +10,7 @@ its ``firstresult`` would take the coroutine of an ``async def`` for an answer).
 
 Invariants
 ----------
-* Order is that of the configuration, the server's plugins before the site's.
+* Order is that of the configuration, the server's plugins before the site's; challenges alone have one of their own.
 * A hook is waited for in the task lane only (`net.traps`); a phase without coroutines is left without a wait.
 * A hook whose answer is of a type that its specification does not list has failed, and so has one whose answer cannot
   be sent as it is (`_fit`).
@@ -22,7 +22,7 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -144,8 +144,13 @@ class _Manager(pluggy.PluginManager):
         }  # fmt: skip
 
 
-def freeze(plugins: Iterable[Plugin]) -> Phases:
-    """The phases of `plugins`, which are in the order of the configuration.
+# How strong an authentication scheme is, by its lower-case name; others are between NTLM and Basic.
+STRENGTH = {"negotiate": 2, "ntlm": 1, "basic": -1}
+
+
+def freeze(plugins: Iterable[Plugin], challenges: Sequence[str] = ()) -> Phases:
+    """The phases of `plugins`, which are in the order of the configuration; `challenges` are the words of those that
+    ask to log on before the others, which follow by the strength of their schemes.
 
     Raises `pluggy.PluginValidationError` when a method does not fit its hook.
     """
@@ -165,6 +170,8 @@ def freeze(plugins: Iterable[Plugin]) -> Phases:
             Hook(one.function, spec.returns, f"{one.plugin.name}.{name}", one.plugin, name in one.plugin.follow_ups)
             for one in found
         ]
+        if name == "challenge":
+            hooks.sort(key=lambda hook: challenge_rank(hook.plugin.name, hook.plugin.scheme, challenges))
         phases[name] = tuple(_traced(hook) if trace else hook for hook in hooks)
     return Phases(
         **phases,
@@ -172,6 +179,12 @@ def freeze(plugins: Iterable[Plugin]) -> Phases:
         schemes=frozenset(plugin.scheme.lower().encode() for plugin in standing if plugin.scheme),
         sees_response=any(phases[name] for name in ("admit_response", "rewrite_response", "log")),
     )
+
+
+def challenge_rank(word: str, scheme: str, challenges: Sequence[str]) -> tuple[int, int]:
+    """What challenges are ordered by: the smallest goes out first, and equal ones stay in the plugins' order."""
+    place = challenges.index(word) if word in challenges else len(challenges)
+    return place, -STRENGTH.get(scheme.lower(), 0)
 
 
 # ---------------------------------------------------------------------------------------------------- asking
@@ -278,7 +291,7 @@ def _fit(answer: object) -> None:
     if isinstance(answer, Identity):
         if answer.fits:
             return
-        values = [answer.name, answer.scheme, *answer.groups]
+        values = [answer.name, answer.scheme, *answer.groups, *answer.sids]
     elif isinstance(answer, Response):
         if fault := bad_status(answer.status) or unsendable(answer):
             raise ValueError(fault)

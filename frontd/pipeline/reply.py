@@ -21,6 +21,7 @@ from frontd.protocol.scan import ResponseHead
 
 async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Answer) -> None:
     """Send what a plugin answered.  Raises `FrontdError` for what is answered with an error page."""
+    is_leg = False
     if isinstance(answer, Response):
         answer = answer.copy()  # what is added on the way out must not stay on one that a plugin gives again
         if answer.status == 401 and b"www-authenticate" not in answer.headers:
@@ -34,8 +35,9 @@ async def give(exchange: Exchange, down: Downstream, phases: Phases, answer: Ans
     elif isinstance(answer, Redirect):
         answer = redirect_to(answer.url, answer.status)
     else:
+        is_leg = True
         answer = Response(401, [(b"WWW-Authenticate", f"{answer.scheme} {answer.token}")], text="401 Unauthorized\n")
-    await send_answer(exchange, down, phases, answer)
+    await send_answer(exchange, down, phases, answer, is_leg=is_leg)
 
 
 def refusal_of(answer: Refuse) -> FrontdError:
@@ -66,14 +68,18 @@ async def refuse(exchange: Exchange, down: Downstream, error: FrontdError, phase
         exchange.detail = f"{error.detail} ({gone.reason.word} while answering)".lstrip()
 
 
-async def send_answer(exchange: Exchange, down: Downstream, phases: Phases, response: Response) -> None:
-    """Send an answer that is whole."""
+async def send_answer(
+    exchange: Exchange, down: Downstream, phases: Phases, response: Response, *, is_leg: bool = False
+) -> None:
+    """Send an answer that is whole; `is_leg`: it is one leg of a handshake."""
     if phases.sees_response:
         exchange.response = response
         states = exchange.states
         for hook in phases.rewrite_response:
             if not hook.follows or (states is not None and hook.plugin in states):
                 await _changed(exchange, hook)
+    if response.status == 401 and phases.authenticate:
+        down.keep_for_logon(is_leg=is_leg)
     ready = response.ready
     if ready is not None:
         exchange.status = status = ready.status

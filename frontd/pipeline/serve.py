@@ -44,6 +44,7 @@ from frontd.pipeline.fileroot import OpenFile
 from frontd.pipeline.files import SENDFILE_STATUS, named_file, requested_file, select, send_pieces
 from frontd.pipeline.forward import PARTS_IN_A_ROW, Downstream, Pump, RequestBody, next_size, send_request_now
 from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, first, first_soft, plugin_fault
+from frontd.pipeline.pinned import Pin, logon_in, note, over, pin_for, rest_goes_on
 from frontd.pipeline.reply import Captured, admit, begin, finish, framed, give, refuse, rewritten, send_answer
 from frontd.pipeline.tunnel import Tally, tunnel
 from frontd.pipeline.world import Destination, Site, World, check_limits
@@ -51,7 +52,8 @@ from frontd.protocol.framing import PLAIN_END, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.balance import BACKOFF_FIRST
 from frontd.upstream.client import Upstream
-from frontd.upstream.pool import Lease, Pool
+from frontd.upstream.lease import NOBODY, Lease
+from frontd.upstream.pool import Pool
 
 MOST_ATTEMPTS = 4
 PASSED_1XX = frozenset((102, 103))  # 100 is answered by whoever reads the body, 101 begins a tunnel
@@ -88,7 +90,7 @@ async def serve(
                 destination, answer = await routed(exchange, world, phases)
             if answer is None and destination is None:
                 destination = by_routes(exchange, site)
-        if answer is None and phases.cache_lookup and destination is not None and destination.pool is not None:
+        if answer is None and phases.cache_lookup and destination is not None and may_be_cached(destination.pool):
             answer = await first(phases.cache_lookup, exchange)
         if answer is not None:
             await give(exchange, down, phases, answer)
@@ -130,12 +132,12 @@ async def send_file(
 # ---------------------------------------------------------------------------------------------------- forwarding
 
 
-async def sealed_headers(exchange: Exchange, phases: Phases) -> Headers:
+async def sealed_headers(exchange: Exchange, site: Site) -> Headers:
     """The header fields that go to the app, as plugins leave them, and who has logged on.
 
     Raises `FrontdError`: ``Loop``, ``PluginFault``.
     """
-    request = exchange.request
+    request, phases = exchange.request, site.phases
     headers = upstream_headers(request, exchange.client, phases.schemes)
     received, request.headers = request.headers, headers
     try:
@@ -148,10 +150,18 @@ async def sealed_headers(exchange: Exchange, phases: Phases) -> Headers:
                 raise plugin_fault(exchange, hook.where, ValueError(fault))
     finally:  # what later phases decide by is what the client sent
         headers, request.headers = request.headers, received
-    seal(headers, request, exchange.identity)
+    seal(headers, request, exchange.identity, signed(exchange, site))
     if exchange.identity is not None and (fault := bad_field(headers)):
         raise plugin_fault(exchange, "identity", ValueError(fault))
     return headers
+
+
+def signed(exchange: Exchange, site: Site) -> bytes:
+    """Who has logged on as the site signs it; empty: nobody has, or it does not."""
+    identity = exchange.identity
+    if identity is None or site.signer is None:
+        return b""
+    return site.signer.token(identity, exchange.request.host or exchange.client.local_address)
 
 
 async def forward(
@@ -164,21 +174,30 @@ async def forward(
     request, phases = exchange.request, site.phases
     headers: Headers | bytes
     answer: Instead | None
+    pin: Pin | None = None
     if body is not None:
         body.check_length()
         body.limit = max(body.limit, pool.settings.replay_body)
     pool.exchanges += 1
     try:
         if phases.rewrite_request or exchange.identity is not None:
-            headers = await sealed_headers(exchange, phases)
+            headers = await sealed_headers(exchange, site)
         else:
             headers = upstream_lines(request, exchange.client, phases.schemes)
         target = upstream_target(request, destination.strip)
+        logon = logon_in(headers) if isinstance(headers, Headers) else ""
+        if pool.passes_logons:
+            pin = pin_for(exchange, down, pool, logon)
         retried = False
         while True:
-            lease = pool.lease_nowait()
-            if lease is None:
+            if pin is not None:
+                lease = await pin.lease(exchange, down, site.timeouts.connect)
+            elif (idle := pool.lease_nowait()) is not None:
+                lease = idle
+            else:
                 lease = await waited_for(exchange, pool, site.timeouts.connect)
+            if logon and pin is None:
+                lease.keeper = NOBODY
             upstream = lease.upstream
             assert upstream is not None
             exchange.attempts += 1
@@ -199,6 +218,8 @@ async def forward(
                     answer = await send_and_receive(exchange, down, site, lease, body)
                 break
             except UpstreamGone as gone:
+                if pin is not None:
+                    raise pin.lost(lease, gone) from None
                 # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the
                 # one retry, though it cannot go on for ever either.
                 exhausted = (retried and lease.is_fresh) or exchange.attempts == MOST_ATTEMPTS
@@ -236,6 +257,12 @@ async def forward(
         await give(exchange, down, phases, answer)
 
 
+def may_be_cached(pool: Pool | None) -> bool:
+    """Whether answers of a destination may be kept: of apps that log connections on none may, since a request of
+    somebody who has logged on need not show it."""
+    return pool is not None and not pool.passes_logons
+
+
 async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float) -> Lease:
     """A lease from the queue, or on a new connection.  Raises `FrontdError` like `Pool.lease`."""
     await task_lane()
@@ -263,13 +290,20 @@ async def send_and_receive(
     answer: Instead | None = None
     pump = Pump(lease.connection, exchange.request, body, site.timeouts.response_body)
     failure: Exception | None = None
+    goes_on = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run_task, nursery.cancel_scope)
         try:
             answer = await receive(exchange, down, site, lease, pump)
         except (FrontdError, UpstreamGone) as error:
             failure = error
-        nursery.cancel_scope.cancel()
+        goes_on = failure is None and answer is None and rest_goes_on(lease)
+        if goes_on:
+            nursery.cancel_scope.deadline = trio.current_time() + site.timeouts.drain_entity_body
+        else:
+            nursery.cancel_scope.cancel()
+    if goes_on:
+        over(lease)
     if pump.error is not None and down.can_answer:
         raise pump.error
     if failure is not None:
@@ -304,17 +338,23 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
         if passes and not down.inform(head.status, downstream_headers(head)):
             await down.flush()
     exchange.status = head.status
+    passes_on = lease.pool.passes_answers_on
+    if head.status == 401 or lease.keeper is not None or not passes_on:
+        note(exchange, down, lease, head)
     if head.status == 101:
         await upgrade(exchange, down, site, lease, head)
         return None
     captured = None
-    if not phases.sees_response and lease.pool.settings.sendfile_from is None:
+    if passes_on and not phases.sees_response:
         down.start(head.status, head.reason, downstream_lines(head), length=head.content_length)
         if head.plain and isinstance(begun := upstream.body_now(), bytes):
             if len(begun) == head.content_length or upstream.http.is_over:  # mostly all of it comes at once
                 if pump is not None:
                     await pump.sees_its_end()
-                lease.give_back()
+                if lease.keeper is None:
+                    lease.give_back()
+                else:
+                    over(lease)
                 if not down.send_last(begun):
                     await task_lane()
                     await down.flush()
@@ -379,7 +419,7 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
                 await down.flush()
     if pump is not None:
         await pump.sees_its_end()
-    lease.give_back()  # before the client has read everything: the app is free for the next request
+    over(lease)  # before the client has read everything: the app is free for the next request
     if not done:
         await task_lane()
         await down.flush()

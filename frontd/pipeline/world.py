@@ -18,6 +18,7 @@ from frontd.model.urlprefix import MOST_REMEMBERED, PathTable, PrefixTable
 from frontd.net.shared import Counter, LocalSlots
 from frontd.net.tickets import FamilySecret
 from frontd.net.tls import ProfileTable
+from frontd.pipeline.assertion import Signer
 from frontd.pipeline.fileroot import FileRoot
 from frontd.pipeline.phases import NO_PHASES, Phases
 from frontd.pipeline.plugin import Plugin
@@ -74,6 +75,7 @@ class Site:
     state: SiteState
     keeps_underscores: bool = False
     phases: Phases = NO_PHASES
+    signer: Signer | None = None  # of who has logged on
     small: tuple[int, int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:

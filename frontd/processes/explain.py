@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from frontd.config.certificates import CertificateFacts, Unusable, read_certificate
 from frontd.config.model import Config, Listen, Pool, Route, Site
 from frontd.config.plugins import PluginEntry
+from frontd.config.sitelimits import needed
 from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
@@ -40,7 +41,7 @@ from frontd.model.urlprefix import (
 from frontd.model.verdicts import Redirect
 from frontd.pipeline.fileroot import FileRoot, OpenFile
 from frontd.pipeline.files import requested_file
-from frontd.pipeline.phases import SPECS
+from frontd.pipeline.phases import SPECS, challenge_rank
 from frontd.pipeline.world import Destination
 from frontd.processes.runtime import redirects_to_https
 
@@ -303,9 +304,25 @@ def _plugins(way: Way, site: str, hooks: Iterable[str]) -> None:
         doors = asked["authorize"]
         unless = f", unless {' or '.join(doors)} lets them in" if doors else ""
         lines.append(f"{' or '.join(guards)} asks who it is; whoever has not logged on gets 401{unless}")
+        lines += _schemes(plugins_on(way.config, site), way.config.sites[site])
     if movers := asked.get("route"):
         lines.append(f"{' or '.join(movers)} may send it elsewhere; what follows is what the routes say")
     way.step("plugins", ", ".join(names), "\n".join(lines), [])
+
+
+def _schemes(entries: list[PluginEntry], site: Site) -> Iterable[str]:
+    """The authentication schemes in force, as a 401 offers them; and what they do to the limits."""
+    asking = [entry for entry in entries if "challenge" in entry.kind.hooks and entry.kind.plugin.scheme]
+    asking.sort(key=lambda entry: challenge_rank(entry.name, entry.kind.plugin.scheme, site.challenges))
+    if asking:
+        order = "in the order of `challenges`" if site.challenges else "strongest first"
+        schemes = ", ".join(f"{entry.kind.plugin.scheme} ({entry.name})" for entry in asking)
+        yield f"schemes, {order}: {schemes}" if len(asking) > 1 else f"scheme: {schemes}"
+    wanted, name = needed(entries, "max_head")
+    if wanted:
+        yield f"heads may have {site.limits.max_head} bytes; {name} asks for {wanted}"
+    if site.identity is not None:
+        yield f"apps are told who it is in X-Frontd-Identity, too, signed by {site.identity.jwt_key}"
 
 
 # ---------------------------------------------------------------------------------------------------- route to target
@@ -370,6 +387,9 @@ def _pool(way: Way, prefix: str, route: Route) -> str:
     queue = f"up to {pool.queue.limit} requests wait there for up to {pool.queue.wait:g} s"
     busy = "while no target can be reached" if pool.concurrency is None else "while no target is free"
     way.step("pool", pool.name, f"the route leads to it; {busy}, {queue}", [])
+    if pool.pass_through:
+        schemes = " or ".join(dict.fromkeys(pool.pass_through))
+        way.step("logon", schemes, "the app's own: a client that uses it has a connection of its own to the app", [])
     forwarded = _forwarded(way.path, prefix) if route.strip_prefix else way.path
     if way.query:
         forwarded += f"?{way.query}"

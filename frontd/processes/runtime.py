@@ -13,15 +13,17 @@ from dataclasses import replace
 from pluggy import PluginValidationError
 
 from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
-from frontd.config.model import Config, Route, TlsHost
+from frontd.config.model import Config, IdentityToken, Route, TlsHost
 from frontd.config.model import Pool as PoolConfig
 from frontd.config.model import Site as SiteConfig
 from frontd.config.model import Target as TargetConfig
+from frontd.config.signing import read_signing_key
 from frontd.model.urlprefix import PathTable, PrefixTable, UrlPrefix
 from frontd.net import tickets
 from frontd.net.shared import LocalSlots
 from frontd.net.tickets import FamilySecret
 from frontd.net.tls import CertificateProblem, Profile, ProfileTable, build_profile, client_context
+from frontd.pipeline.assertion import Signer
 from frontd.pipeline.fileroot import FileRoot
 from frontd.pipeline.phases import Phases, freeze
 from frontd.pipeline.store import MemoryStore
@@ -30,7 +32,8 @@ from frontd.processes.plugins import PluginProblem, instances
 from frontd.protocol.scan import WireLimits
 from frontd.upstream.client import Dialect
 from frontd.upstream.ondemand import OnDemandPools
-from frontd.upstream.pool import Pool, PoolSettings, Target
+from frontd.upstream.pool import Pool
+from frontd.upstream.targets import PoolSettings, Target
 
 
 class BuildProblem(Exception):
@@ -58,7 +61,10 @@ def build(
     standing = previous.plugins if previous else ()
     try:
         plugins = instances(config, standing, store, remark)
-        phases = {name: freeze([*plugins[""], *plugins[name]]) for name in config.sites}
+        phases = {
+            name: freeze([*plugins[""], *plugins[name]], site.challenges) for name, site in config.sites.items()
+        }
+        signers = {name: build_signer(site.identity) for name, site in config.sites.items()}
         profiles = build_profiles(config, previous.profiles.profiles if previous else [], shared.secret)
         pools = {name: build_pool(pool, config, previous, shared.slots) for name, pool in config.pools.items()}
     except (CertificateProblem, Unusable, PluginProblem, PluginValidationError) as error:
@@ -67,7 +73,7 @@ def build(
         remark(f"TLS sessions resume only at the front that made them: {why}")
     states = {site.name: site.state for site in previous.all_sites} if previous else {}
     sites = {
-        name: build_site(site, pools, phases[name], states.get(name) or site_state(name, shared.slots))
+        name: build_site(site, pools, phases[name], signers[name], states.get(name) or site_state(name, shared.slots))
         for name, site in config.sites.items()
     }
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
@@ -147,7 +153,17 @@ def site_state(name: str, slots: LocalSlots) -> SiteState:
     return SiteState(crowd=slots.counter(f"site {name}"))
 
 
-def build_site(config: SiteConfig, pools: dict[str, Pool], phases: Phases, state: SiteState) -> Site:
+def build_signer(settings: IdentityToken | None) -> Signer | None:
+    """Who signs the identities of a site.  Raises `Unusable`."""
+    if settings is None:
+        return None
+    key = read_signing_key(settings.jwt_key)
+    return Signer(key, settings.issuer, settings.audience, settings.lifetime)
+
+
+def build_site(
+    config: SiteConfig, pools: dict[str, Pool], phases: Phases, signer: Signer | None, state: SiteState
+) -> Site:
     """A site as the pipeline reads it, which counts in `state`."""
     return Site(
         name=config.name,
@@ -157,6 +173,7 @@ def build_site(config: SiteConfig, pools: dict[str, Pool], phases: Phases, state
         state=state,
         keeps_underscores=config.underscores_in_headers,
         phases=phases,
+        signer=signer,
     )
 
 
@@ -230,6 +247,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         connect=whole.timeouts.connect,
         replay_body=config.replay_body,
         sendfile_from=config.sendfile_from,
+        pass_through=frozenset(config.pass_through),
     )
     return kept if kept is not None and kept.settings == settings else Pool(settings, slots)
 

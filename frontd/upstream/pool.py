@@ -18,11 +18,15 @@ place of one just given back: the first front to be told that one is free has it
 A connection that waits for its next exchange is looked after by a reactor, which has it closed when the app ends it
 or speaks unasked (`Upstream.watched`), or is looked at when it is taken.
 
+A connection that a logon passes over has a `Keeper` (`pipeline.pinned`): it is made for it (`lease` with a keeper) and
+goes back to it, never to the pool.  Its later exchanges need a permit of its own place, if that has some, and wait for
+it in a line of that place (`lease_again`).  These lines and the queue count as one, and whoever came first is first.
+
 Invariants
 ----------
-* ``place.active`` is the number of leases on it: each `Lease` is ended exactly once, by `give_back` or `discard`.
-* A lease holds one permit of its place, from the beginning to the end.
+* A lease holds one permit of its place, from the beginning to the end (`upstream.lease`).
 * Nobody overtakes the queue: while it is not empty, `lease_nowait` answers None.
+* A connection that has had a keeper is never among the idle ones of its place.
 * While requests wait and a permit is held elsewhere, somebody watches for it.
 * A name that does not resolve, or no longer does, is not an error: its requests wait.
 * An app without a trusted certificate is not waited for: when there are only such, ``UpstreamTls`` is answered at once.
@@ -31,10 +35,8 @@ Invariants
 
 from __future__ import annotations
 
-import ipaddress
+import math
 import socket
-from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -43,73 +45,13 @@ from frontd.net.permits import Permits, permits
 from frontd.net.shared import LocalSlots, Slots
 from frontd.net.traps import clock
 from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose, take_place
-from frontd.upstream.client import Address, ConnectFailed, Dialect, Upstream, connect
+from frontd.upstream.client import Address, ConnectFailed, Upstream, connect
+from frontd.upstream.lease import Keeper, Lease
 from frontd.upstream.queue import RequestQueue
+from frontd.upstream.targets import PoolSettings, Target, literal_address
 
 IDLE_PER_PLACE = 64  # idle connections kept for one address; nginx 32 per worker, Caddy 32 per host
 SWEEP = 1.0  # s between two looks for connections that were idle too long
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A destination as configured: `text` for people, `host` an IP, a name to look up, or a socket path (`port` 0)."""
-
-    text: str
-    host: str
-    port: int
-    dialect: Dialect
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """Times in seconds; `concurrency` per address (None: unlimited)."""
-
-    name: str
-    targets: tuple[Target, ...]
-    concurrency: int | None
-    queue_limit: int
-    queue_wait: float
-    resolve: float
-    keep_alive: float
-    connect: float
-    replay_body: int
-    sendfile_from: Path | None = None  # the directory whose files an app may have sent
-
-
-class Lease:
-    """The right to use one upstream connection for one exchange."""
-
-    __slots__ = ("ended", "place", "pool", "upstream")
-
-    def __init__(self, pool: Pool, place: Place, upstream: Upstream | None) -> None:
-        self.pool = pool
-        self.place = place
-        self.upstream = upstream
-        self.ended = False
-        place.active += 1
-
-    @property
-    def connection(self) -> Upstream:
-        """The connection it was made with or for."""
-        assert self.upstream is not None, "the lease has no connection yet"
-        return self.upstream
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the connection was made for this lease."""
-        return self.connection.uses <= 1
-
-    def give_back(self) -> None:
-        """The exchange is over; the connection is kept when both sides allow it."""
-        if not self.ended:
-            self.ended = True
-            self.pool.release(self, keep=True)
-
-    def discard(self) -> None:
-        """The exchange is over and so is the connection.  Harmless after `give_back`."""
-        if not self.ended:
-            self.ended = True
-            self.pool.release(self, keep=False)
 
 
 class Pool:
@@ -120,10 +62,14 @@ class Pool:
 
     def __init__(self, settings: PoolSettings, slots: LocalSlots | None = None) -> None:
         self.settings = settings
+        self.passes_logons = bool(settings.pass_through)
+        self.passes_answers_on = settings.sendfile_from is None and not self.passes_logons
         self.slots = slots if slots is not None else LocalSlots()
         counter = self.slots.counter(f"queue {settings.name}")
         self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit, counter)
         self._waiting = self.queue.waiters
+        self._lines: dict[Place, RequestQueue[Lease]] = {}  # of those who wait for one place alone
+        self.keepers: set[Keeper] = set()  # who have a connection
         self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
         self.places: list[Place] = []
         self._turn = 0
@@ -190,11 +136,14 @@ class Pool:
             upstream.stream.close_now()
         return None
 
-    def release(self, lease: Lease, *, keep: bool) -> None:
+    def release(self, lease: Lease, /, *, keep: bool) -> None:
         """Called by a lease that ends."""
         place, upstream = lease.place, lease.upstream
         place.active -= 1
-        if upstream is not None:
+        if lease.keeper is not None:
+            if upstream is not None:
+                lease.keeper.returned(upstream, keep=keep and not self._retired and not place.gone)
+        elif upstream is not None:
             kept = keep and not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
             stream = upstream.stream
             if kept and not stream.pending and not stream.ending and upstream.http.recycle():
@@ -207,7 +156,7 @@ class Pool:
             place.permits.give()
         if self._is_shared and self._others_wait():
             self._watch()
-        elif self._waiting:
+        elif self._waiting or self._lines:
             self._dispatch()
 
     def _keeps(self, place: Place) -> bool:
@@ -215,10 +164,24 @@ class Pool:
 
     def _dispatch(self) -> None:
         """Give free places to waiting requests, first come first served."""
-        while self._waiting and (lease := self._take()) is not None:
-            self.queue.serve_next(lease)
-        if self._waiting:
+        while self._serve_one():
+            pass
+        if self._waiting or self._lines:
             self._watch()
+
+    def _serve_one(self) -> bool:
+        """Give a place to the first request that can have one; whether there was any."""
+        first = self._waiting[0].number if self._waiting else math.inf
+        for place, line in self._lines.items():
+            if not line.waiters or place.permits is None or (line.waiters[0].number > first and not place.is_out):
+                continue
+            if place.permits.take():
+                line.serve_next(Lease(self, place, None))
+                return True
+        if not self._waiting or (lease := self._take()) is None:
+            return False
+        self.queue.serve_next(lease)
+        return True
 
     def _others_wait(self) -> bool:
         """Whether requests wait in other fronts."""
@@ -229,10 +192,10 @@ class Pool:
         if any(self._may_be_freed(place) and not place.awaited for place in self.places):
             self._work.set()
 
-    @staticmethod
-    def _may_be_freed(place: Place) -> bool:
-        """Whether somebody else may give a permit of `place` back."""
-        return not place.is_out and place.permits is not None and place.active < place.permits.limit
+    def _may_be_freed(self, place: Place) -> bool:
+        """Whether somebody else may give a permit of `place` back that is of use here."""
+        is_of_use = not place.is_out or place in self._lines
+        return is_of_use and place.permits is not None and place.active < place.permits.limit
 
     def _update_places(self) -> None:
         """Make the places fit the known addresses: new ones join, removed ones finish what they hold."""
@@ -242,6 +205,8 @@ class Pool:
             if place not in kept:
                 place.gone = True
                 place.close_idle()
+        for keeper in [one for one in self.keepers if one.place is not None and one.place.gone]:
+            keeper.end()
         have = {(place.target, place.address) for place in kept}
         new = [
             Place(text, address, target.dialect, self._permits(address))
@@ -279,8 +244,9 @@ class Pool:
 
     # ------------------------------------------------------------------ the hands: asynchronous
 
-    async def lease(self, connect_timeout: float) -> Lease:
-        """A lease with a connection; waits in the queue for a place and connects when needed.
+    async def lease(self, connect_timeout: float, keeper: Keeper | None = None) -> Lease:
+        """A lease with a connection; waits in the queue for a place and connects when needed, which it always is for a
+        `keeper`.
 
         Raises `FrontdError`: ``QueueFull``; after the queue's wait ``Timer_ReqQueue`` (apps busy) or ``AppOffline``
         (none could be reached); ``UpstreamTls`` when an app's certificate is not trusted.
@@ -300,6 +266,9 @@ class Pool:
                 lease = await self.queue.wait(number, began, deadline, Lease.discard)
                 if lease is None:
                     raise self._waited_out()
+            if keeper is not None:
+                lease.keeper = keeper
+                self._put_back(lease)
             if lease.upstream is not None:
                 return lease
             try:
@@ -316,6 +285,46 @@ class Pool:
             lease.place.succeeded()
             self._dispatch()
             return lease
+
+    @staticmethod
+    def _put_back(lease: Lease) -> None:
+        """Leave the idle connection, if it is one, to others."""
+        upstream = lease.upstream
+        if upstream is not None:
+            lease.upstream = None
+            upstream.uses -= 1
+            upstream.is_idle = True
+            lease.place.idle.append(upstream)
+
+    def lease_again_nowait(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease | None:
+        """A lease of the connection that `keeper` has, if no permit of its place has to be waited for."""
+        if place.permits is not None and (
+            (self._is_shared and self._others_wait()) or not place.permits.take()
+        ):
+            return None
+        upstream.uses += 1
+        return Lease(self, place, upstream, keeper)
+
+    async def lease_again(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease:
+        """`lease_again_nowait` that waits for its turn.  Raises `FrontdError`: ``QueueFull``, ``Timer_ReqQueue``."""
+        self.queue.check_room()
+        line = self._lines.get(place)
+        if line is None:
+            line = self._lines[place] = RequestQueue(self.settings.queue_limit, self.queue.counter)
+        began = trio.current_time()
+        self._watch()
+        try:
+            lease = await line.wait(self.queue.draw(), began, began + self.settings.queue_wait, Lease.discard)
+        finally:
+            if not line.waiters and self._lines.get(place) is line:
+                del self._lines[place]
+        if lease is None:
+            raise FrontdError(
+                Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1
+            )
+        upstream.uses += 1
+        lease.upstream, lease.keeper = upstream, keeper
+        return lease
 
     def _refuse_untrusted(self) -> None:
         """Raises `FrontdError` when waiting cannot help: no place but those whose certificate is not trusted."""
@@ -354,7 +363,7 @@ class Pool:
                     if place.is_out and not place.probing and place.retry_at <= now:
                         place.probing = True
                         nursery.start_soon(self._probe, place)
-                    if self._waiting and not place.awaited and self._may_be_freed(place):
+                    if (self._waiting or self._lines) and not place.awaited and self._may_be_freed(place):
                         place.awaited = True
                         nursery.start_soon(self._watch_permits, place)
                 await self._wait_for_work(now)
@@ -376,13 +385,15 @@ class Pool:
         for place in self.places:
             while place.idle and place.idle[0].idle_since <= oldest:
                 place.idle.popleft().stream.close_now()
+        for keeper in tuple(self.keepers):
+            keeper.look(oldest)
 
     async def _watch_permits(self, place: Place) -> None:
         """Give permits of `place` that others return to those who wait here."""
         assert place.permits is not None
         try:
             self._dispatch()  # what was given before anybody watched
-            while self._waiting and not place.gone and self._may_be_freed(place):
+            while (self._waiting or self._lines) and not place.gone and self._may_be_freed(place):
                 await place.permits.wait()
                 self._dispatch()
         finally:
@@ -441,6 +452,8 @@ class Pool:
     def retire(self) -> None:
         """No new requests will come; `run` returns when the last lease has ended."""
         self._retired = True
+        for keeper in tuple(self.keepers):
+            keeper.end()
         self._work.set()
 
     def status(self) -> list[dict[str, object]]:
@@ -468,13 +481,3 @@ class Pool:
                 row["error"] = self._lookup_errors.get(target, "")
                 rows.append(row)
         return rows
-
-
-def literal_address(target: Target) -> Address | None:
-    """The address of a target that needs no look-up."""
-    if not target.port:
-        return Address(target.host, 0)
-    try:
-        return Address(str(ipaddress.ip_address(target.host)), target.port)
-    except ValueError:
-        return None

@@ -193,6 +193,51 @@ def test_plugins_are_named_by_what_they_are_asked(plugged: Config) -> None:
     assert names == ["listener", "certificate", "site", "plugins", "route", "pool", "target"]
 
 
+LOGONS = """
+import frontd
+
+class _Guard(frontd.Plugin):
+    def authenticate(self, exchange):
+        return None
+
+    def challenge(self, exchange):
+        return self.scheme
+
+class Basic(_Guard):
+    name = "password"
+    scheme = "Basic"
+
+class Ticket(_Guard):
+    name = "ticket"
+    scheme = "Negotiate"
+    limits = {"max_head": 65536}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "schemes"),
+    [
+        ("plugins: [password, ticket]", "schemes, strongest first: Negotiate (ticket), Basic (password)"),
+        (
+            "plugins: [password, ticket]\n    challenges: [password]",
+            "schemes, in the order of `challenges`: Basic (password), Negotiate (ticket)",
+        ),
+        ("plugins: [ticket]", "scheme: Negotiate (ticket)"),
+    ],
+)
+def test_the_schemes_in_force_are_named(text: str, tmp_path: Path, more: str, schemes: str) -> None:
+    (tmp_path / "logons.py").write_text(LOGONS)
+    (tmp_path / "jwt.key").write_bytes(bytes(range(128, 160)))
+    text = text.replace("  shop:\n", f"  shop:\n    {more}\n    identity: {{jwt_key: {tmp_path}/jwt.key}}\n")
+    config = loads(f"{text}plugins_dir: {tmp_path}\n", discover=Discovery().catalogue, container=False).config
+    why = step(config, "https://shop.localhost/", "plugins")["why"].splitlines()
+    assert why[-3:] == [
+        schemes,
+        "heads may have 65536 bytes; ticket asks for 65536",
+        f"apps are told who it is in X-Frontd-Identity, too, signed by {tmp_path}/jwt.key",
+    ]
+
+
 def test_a_site_without_plugins_of_its_own_has_those_of_the_server(plugged: Config) -> None:
     found = step(plugged, "http://plain.localhost:8080/", "plugins")
     assert (found["chosen"], found["why"]) == (

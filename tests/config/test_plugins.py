@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, field_validator
 
 import frontd
+from frontd.config.effective import effective
 from frontd.config.load import ConfigProblems, Loaded, loads
 from frontd.config.plugins import SiteFacts
 from tests.scenarios.plugged import PluginClass, made, of, says
@@ -287,6 +288,40 @@ def test_limits_that_a_plugin_brings() -> None:
     everywhere = load("[]", top="plugins: [small]\n", known=[small]).config
     assert everywhere.sites["a"].limits.max_url == 4096
     assert everywhere.limits.max_url is None
+
+
+BIG = made("big", limits={"max_head": 65536, "max_field": 60000})
+BIGGER = made("bigger", limits={"max_head": 131072})
+MODEST = made("modest", limits={"max_head": 100})
+
+
+@pytest.mark.parametrize(
+    ("top", "plugins", "expected"),
+    [
+        ("", "[big]", (65536, 60000)),
+        ("", "[bigger, big]", (131072, 60000)),
+        ("", "[big, bigger]", (131072, 60000)),
+        ("plugins: [bigger]\n", "[big, modest]", (131072, 60000)),
+        ("", "[modest]", (16384, 16384)),
+        ("limits: {max_head: 1MiB}\n", "[big]", (1 << 20, 60000)),
+    ],
+)
+def test_the_largest_head_that_a_plugin_needs_counts(top: str, plugins: str, expected: tuple[int, int]) -> None:
+    found = load(plugins, top=top, known=[BIG, BIGGER, MODEST])
+    limits = found.config.sites["a"].limits
+    assert (limits.max_head, limits.max_field) == expected
+    assert effective(found.config)["sites"]["a"]["limits"]["max_head"] == expected[0]  # what `show config` says
+    assert found.config.limits.max_head == (1 << 20 if top.startswith("limits") else 16384)
+    assert found.warnings == []
+
+
+def test_a_smaller_limit_that_somebody_wrote_stays_and_is_warned_about() -> None:
+    found = load("[big]", top="limits: {max_head: 8KiB, max_field: 64KiB}\n", known=[BIG])
+    assert (found.config.sites["a"].limits.max_head, found.config.sites["a"].limits.max_field) == (8192, 65536)
+    (warning,) = found.warnings
+    assert (warning.path, warning.severity) == ("limits.max_head", "warning")
+    assert warning.message == "big needs 65536 bytes on the site a: longer credentials will be refused"
+    assert warning.hint == "leave `max_head` out, or write 65536"
 
 
 # ---------------------------------------------------------------------------------------------------- mutated

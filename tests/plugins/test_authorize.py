@@ -148,15 +148,56 @@ def test_letters_that_look_alike_open_nothing_and_hide_nobody(name: str, other: 
     assert status([{"allow": ["authenticated"], "deny": [name]}], user=other) == FORBIDDEN
 
 
+def test_groups_of_a_domain_are_let_in_by_their_whole_name_and_refused_by_any() -> None:
+    """Another domain may have a group of the same name."""
+    assert status([{"allow": ["group:CORP\\staff"]}], user="x", groups=["corp\\Staff"]) == 200
+    assert status([{"allow": ["group:CORP\\staff"]}], user="x", groups=["staff", "LAB\\staff"]) == FORBIDDEN
+    assert status([{"allow": ["group:staff"]}], user="x", groups=["CORP\\staff"]) == FORBIDDEN
+    denied = [{"allow": ["authenticated"], "deny": ["group:staff"]}]
+    assert status(denied, user="x", groups=["CORP\\Staff"]) == FORBIDDEN
+    assert status(denied, user="CORP\\staff", groups=["CORP\\others"]) == 200
+    whole = [{"allow": ["authenticated"], "deny": ["group:CORP\\staff"]}]
+    assert status(whole, user="x", groups=["LAB\\staff"]) == 200
+
+
+SID = "S-1-5-21-1004336348-1177238915-682003330"
+
+
+@pytest.mark.parametrize(
+    ("sids", "expected"),
+    [
+        ((f"{SID}-1106",), 200),
+        ((f"{SID}-512", f"{SID.lower()}-1106"), 200),
+        ((f"{SID}-110",), FORBIDDEN),
+        ((f"{SID}-11060", SID, ""), FORBIDDEN),
+        ((f"{SID}-1106 ",), FORBIDDEN),
+        ((), FORBIDDEN),
+    ],
+)
+def test_security_identifiers_are_compared_whole(sids: tuple[str, ...], expected: int) -> None:
+    assert status([{"allow": [f"sid:{SID}-1106"]}], user="x", sids=sids) == expected
+    denied = [{"allow": ["authenticated"], "deny": [f"sid:s-{SID[2:]}-1106"]}]
+    assert status(denied, user="x", sids=sids) == (FORBIDDEN if expected == 200 else 200)
+    # a name is none, whatever it looks like
+    assert status([{"allow": [f"sid:{SID}-1106"]}], user=f"{SID}-1106", groups=[f"{SID}-1106"]) == FORBIDDEN
+
+
 # ---------------------------------------------------------------------------------------------------- the file
 
 
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ({"allow": ["grup:staff"]}, "before a colon stands `group` or `user`"),
+        ({"allow": ["grup:staff"]}, "before a colon stands `group`, `sid` or `user`"),
         ({"allow": ["group:"]}, "a name is expected right after the colon"),
         ({"allow": ["group: staff"]}, "a name is expected right after the colon"),
+        ({"allow": ["sid:S-1-5"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["sid:S-1-5-32-"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["sid:S-2-5-32-544"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["sid:S-1-5-32-4294967296"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["sid:S-1-5-32-5\u0664\u0664"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["sid:staff"]}, "after `sid` stands a security identifier"),
+        ({"allow": ["x"], "deny": ["sid:S-1-5" + "-1" * 16]}, "after `sid` stands a security identifier"),
         ({"allow": ["*"]}, "the words are `anonymous` (everybody) and `authenticated`"),
         ({"allow": ["?"]}, "the words are `anonymous` (everybody) and `authenticated`"),
         ({"allow": ["Anonymous"]}, "did you mean `anonymous`"),

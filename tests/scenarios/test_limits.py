@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.scenarios.bystander import logged
+from tests.scenarios.plugged import made, of
 from tests.wire import OK, Line, Stage, app, front, one_pool, settled
 
 START = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -96,6 +97,28 @@ sites:
             head, page = await line.get("/", long, host="large.test")  # the connection goes on
             assert page == b"ok"
             head, page = await line.get("/", "X: " + "x" * 70_000, host="large.test")
+            assert b"limits.max_head (65536 bytes)" in page
+
+
+async def test_a_plugin_that_needs_long_heads_raises_them_on_its_site_alone(tmp_path: Path) -> None:
+    """A ticket of 40 KiB; on one connection, since an HTTP/1 connection belongs to no site."""
+    tickets = made("tickets", limits={"max_head": 65536, "max_field": 65536})
+    async with app() as it:
+        text = f"""
+listen: {{http: {{port: 0}}}}
+sites:
+  large: {{urls: ["http://large.test/"], plugins: [tickets], routes: {{/: "{it.url}"}}}}
+  small: {{urls: ["http://small.test/"], routes: {{/: "{it.url}"}}}}
+"""
+        async with front(text, tmp_path, of(tickets)) as stage:
+            line = await stage.connect()
+            ticket = "Authorization: Negotiate " + "x" * 40_000
+            assert (await line.get("/", ticket, host="large.test"))[1] == b"ok"
+            head, page = await line.get("/", ticket, host="small.test")
+            assert head.startswith(b"HTTP/1.1 431 ")
+            assert b"limits.max_head (16384 bytes)" in page
+            assert (await line.get("/", ticket, host="large.test"))[1] == b"ok"
+            head, page = await line.get("/", ticket + "x" * 30_000, host="large.test")
             assert b"limits.max_head (65536 bytes)" in page
 
 

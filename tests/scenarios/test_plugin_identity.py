@@ -20,7 +20,7 @@ from tests.scenarios.test_plugin_doors import ALICE, GUARD
 from tests.scenarios.test_upgrade import AGREED, ASK
 from tests.wire import OK, Line, app
 
-NAMES = ["X-Remote-User", "X-Remote-Groups", "X-Auth-Scheme"]
+NAMES = ["X-Remote-User", "X-Remote-Groups", "X-Auth-Scheme", "X-Frontd-Identity"]
 SEPARATORS = "!#$%&'*+-.^_`|~"  # all that may stand in a field name beside letters and digits (RFC 9110 5.6.2)
 EVERYBODY = made("everybody", authorize=says(Allow()))
 
@@ -72,11 +72,11 @@ def test_no_spelling_passes(
     request = make_request(received)
     client = replace(CLIENT, is_trusted_proxy=is_proxy)
     headers = upstream_headers(request, client, frozenset())
-    assert identity_in(sent(headers)) == [[], [], []]  # as rewrite_request sees it
+    assert identity_in(sent(headers)) == [[], [], [], []]  # as rewrite_request sees it
     for name, value in forged:  # what a plugin may do in rewrite_request
         headers.add(name, value)
     seal(headers, request, identity)
-    assert identity_in(sent(headers)) == ([["alice"], ["a,b"], ["Token"]] if identity else [[], [], []])
+    assert identity_in(sent(headers)) == ([["alice"], ["a,b"], ["Token"], []] if identity else [[], [], [], []])
 
 
 @given(FORGED)
@@ -90,7 +90,8 @@ LIES = [
     "X-Remote-User: mallory", "x-remote-user: mallory", "X_Remote_User: mallory", "X.Remote.User: mallory",
     "X-Remote_User: mallory", "X-REMOTE-USER: mallory", "X-Remote-User: mallory", "X-Remote-Groups: admins",
     "X_Remote_Groups: admins", "X-Auth-Scheme: Token", "X_AUTH_SCHEME: Token", "X~Auth~Scheme: Token",
-    "Connection: X-Remote-User, X-Auth-Scheme, X-Remote-Groups",
+    "X-Frontd-Identity: eyJ", "x_frontd_identity: eyJ",
+    "Connection: X-Remote-User, X-Auth-Scheme, X-Remote-Groups, X-Frontd-Identity",
 ]  # fmt: skip
 
 
@@ -103,7 +104,8 @@ async def test_on_every_site(tmp_path: Path, site: str, plugins: list[PluginClas
         assert (await line.get("/", *LIES, *logon, "X_Other: 1"))[1] == b"ok"
         lines = "".join(f"{one}\r\n" for one in [*LIES, *logon])
         assert (await (await stage.connect()).ask(f"GET / HTTP/1.0\r\n{lines}\r\n".encode()))[1] == b"ok"
-        assert [identity_in(head) for head in it.heads] == [[["alice"], [], ["Token"]] if logon else [[], [], []]] * 2
+        expected = [["alice"], [], ["Token"], []] if logon else [[], [], [], []]
+        assert [identity_in(head) for head in it.heads] == [expected] * 2
         assert fields(it.heads[0], "X_Other") == (["1"] if site else [])
 
 
@@ -126,7 +128,7 @@ async def test_in_trailers_and_upgrades(tmp_path: Path) -> None:
         assert (await line.ask(chunked.encode()))[1] == b"ok"
         upgrade = ASK.replace(b"\r\nUpgrade", b"\r\nX-Remote-User: mallory\r\n" + ALICE.encode() + b"\r\nUpgrade")
         await (await stage.connect()).ask(upgrade)
-        assert [identity_in(head) for head in seen] == [[["alice"], [], ["Token"]]] * 2
+        assert [identity_in(head) for head in seen] == [[["alice"], [], ["Token"], []]] * 2
         assert not any(b"mallory" in head or b"admins" in head for head in seen)
 
 
@@ -160,7 +162,7 @@ async def test_nor_can_a_plugin_forge_or_remove_it(tmp_path: Path, change: Calla
         line = await stage.connect()
         for _ in range(2):
             assert (await line.ask(b"PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\nabc"))[1] == b"ok"
-        assert [identity_in(head) for head in it.heads] == [[["alice"], ["staff"], ["Token"]]] * 2
+        assert [identity_in(head) for head in it.heads] == [[["alice"], ["staff"], ["Token"], []]] * 2
         assert it.bodies == [b"abc"] * 2
         for head in it.heads:
             seen = as_cgi(head)
@@ -238,7 +240,7 @@ async def test_of_several_those_that_are_consumed_end_here(tmp_path: Path) -> No
     async with app() as it, plugged(tmp_path, it.url, GUARD, EVERYBODY) as stage:
         await (await stage.connect()).get("/", "Authorization: Basic YTpi", "Authorization: tOKEN alice")
         assert fields(it.heads[0], "Authorization") == ["Basic YTpi"]
-        assert identity_in(it.heads[0]) == [[], [], []]  # two logons are none
+        assert identity_in(it.heads[0]) == [[], [], [], []]  # two logons are none
 
 
 def test_the_names_are_these() -> None:

@@ -14,7 +14,9 @@ import trio.testing
 from frontd.model.headers import Headers
 from frontd.protocol.framing import End
 from frontd.upstream.client import Dialect
-from frontd.upstream.pool import Lease, Pool, PoolSettings, Target
+from frontd.upstream.lease import Lease
+from frontd.upstream.pool import Pool
+from frontd.upstream.targets import PoolSettings, Target
 from tests.wire import Line
 
 CONNECT = 5.0  # s, the default of timeouts.connect

@@ -12,7 +12,8 @@ import sys
 import trio
 
 from frontd.net.shared import Counter, Slots
-from frontd.upstream.pool import Lease, Pool
+from frontd.upstream.lease import Lease
+from frontd.upstream.pool import Pool
 from tests.upstream.parts import ask, settings, take, target
 
 

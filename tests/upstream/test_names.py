@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.upstream.pool import Lease, Pool
+from frontd.upstream.lease import Lease
+from frontd.upstream.pool import Pool
 from tests.upstream.parts import Connects, Names, ask, running, settings, take, target
 from tests.wire import app, free_port, settled
 

@@ -15,7 +15,8 @@ from frontd.lanes.reactor import Reactor
 from frontd.model.errors import FrontdError, Reason
 from frontd.net.permits import SharedPermits, permits
 from frontd.net.shared import LocalSlots, SharedFds, Slots
-from frontd.upstream.pool import Lease, Pool
+from frontd.upstream.lease import Lease
+from frontd.upstream.pool import Pool
 from tests.upstream.parts import ask, running, settings, take, target
 from tests.wire import app, free_port, settled
 

@@ -11,7 +11,8 @@ import trio
 import trio.testing
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.upstream.pool import IDLE_PER_PLACE, Lease, Pool
+from frontd.upstream.lease import Lease
+from frontd.upstream.pool import IDLE_PER_PLACE, Pool
 from tests.upstream.parts import Connects, ask, running, settings, take, target
 from tests.wire import OK, Line, app, free_port, settled
 

@@ -14,7 +14,8 @@ import trustme
 from frontd.model.errors import FrontdError, Reason
 from frontd.net.tls import client_context
 from frontd.upstream.client import Dialect
-from frontd.upstream.pool import Pool, Target
+from frontd.upstream.pool import Pool
+from frontd.upstream.targets import Target
 from tests.upstream.parts import ask, running, settings, take, target
 from tests.wire import OK, Line, Script, app, free_port, front
 
