@@ -22,9 +22,10 @@ import secrets
 import shlex
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 USER_MAX = 255  # bytes of a user name or group
 PASSWORD_MAX = 1024  # bytes
@@ -67,24 +68,24 @@ class Records(Mapping[str, Record]):
     What is kept are texts: 150,000 users in objects of their own would hold up the loop for the collector of cycles.
     """
 
-    __slots__ = ("_lines",)
+    __slots__ = ("lines",)
 
     def __init__(self, lines: dict[str, str]) -> None:
         """From what stands in each line behind the name, which was found to be right."""
-        self._lines = lines
+        self.lines = lines
 
     def __getitem__(self, name: str) -> Record:
-        stored, _, groups = self._lines[name].partition(":")
+        stored, _, groups = self.lines[name].partition(":")
         return Record(name, stored, groups_of(groups))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._lines
+        return name in self.lines
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
+        return iter(self.lines)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.lines)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -106,6 +107,9 @@ class Users:
         mixed parameters the time of a check tells nothing either.  (`hash` of a text is keyed by process, PEP 456.)
         """
         return self.decoys[hash(name) % len(self.decoys)]
+
+
+NOBODY = Users(Records({}), ("",), (0, 0, 0))  # where somebody else knows the passwords
 
 
 class BadUsers(ValueError):
@@ -280,6 +284,17 @@ def _check_hash(stored: str) -> None:
     raise ValueError("is no hash that is known here, perhaps a plain password")
 
 
+class Kind(NamedTuple):
+    """What a users file keeps of passwords: what checks it (raising `ValueError` with the rest of a sentence), and the
+    command that makes a line."""
+
+    check: Callable[[str], None]
+    command: str
+
+
+HASHED = Kind(_check_hash, "frontd passwd")
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
@@ -306,19 +321,25 @@ def read(path: Path) -> Users:
 
     Raises `BadUsers`.
     """
+    records, stamp = records_of(path, HASHED)
+    return Users(records, _decoys(records.lines), stamp)
+
+
+def records_of(path: Path, kind: Kind) -> tuple[Records, Stamp]:
+    """The users of a file whose hashes are of this kind, and the file's stamp; blocks.  Raises `BadUsers`."""
     try:
         status, data = content(path)
     except FileNotFoundError:
-        remedy = f"make it with: frontd passwd {_quoted(path)} USER"
+        remedy = f"make it with: {kind.command} {_quoted(path)} USER"
         raise BadUsers((f"{path}: there is no such users file; {remedy}",)) from None
     except OSError as error:
         raise BadUsers((f"{path}: the users file cannot be read: {error.strerror or error}",)) from None
     faults: list[str] = []
-    lines = _lines(path, data, faults)
+    lines = _lines(path, data, kind, faults)
     if faults:
         more = len(faults) - SENTENCES
         raise BadUsers((*faults[:SENTENCES], *([f"{path}: {more} more lines cannot be used"] if more > 0 else [])))
-    return Users(Records(lines), _decoys(lines), _stamp(status))
+    return Records(lines), _stamp(status)
 
 
 def content(path: Path) -> tuple[os.stat_result, bytes]:
@@ -343,14 +364,14 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _lines(path: Path, data: bytes, faults: list[str]) -> dict[str, str]:
+def _lines(path: Path, data: bytes, kind: Kind, faults: list[str]) -> dict[str, str]:
     """What stands behind each name; what is wrong with the lines goes to `faults`."""
     found: dict[str, str] = {}
     numbers: dict[str, int] = {}
     groups: set[str] = set()
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
-            record = _record(path, raw.decode(), groups)
+            record = _record(path, raw.decode(), kind, groups)
         except ValueError as error:
             wrong = "the line is not UTF-8" if isinstance(error, UnicodeError) else error
             faults.append(f"{path}:{number}: {wrong}")
@@ -366,7 +387,7 @@ def _lines(path: Path, data: bytes, faults: list[str]) -> dict[str, str]:
     return found
 
 
-def _record(path: Path, line: str, known: set[str]) -> tuple[str, str] | None:
+def _record(path: Path, line: str, kind: Kind, known: set[str]) -> tuple[str, str] | None:
     """The name and what stands behind it.  `known` are the lists of groups that were found to be right.
 
     Raises `ValueError` with a sentence, to which path and line are put.
@@ -381,9 +402,9 @@ def _record(path: Path, line: str, known: set[str]) -> tuple[str, str] | None:
         raise ValueError(wrong)
     stored, _, groups = rest.partition(":")
     try:
-        _check_hash(stored)
+        kind.check(stored)
     except ValueError as error:
-        remedy = f"make the line anew with: frontd passwd {_quoted(path)} USER"
+        remedy = f"make the line anew with: {kind.command} {_quoted(path)} USER"
         raise ValueError(f"what follows the name {error}; {remedy}") from None
     if ":" in groups:
         raise ValueError("too many colons; a line is user:hash or user:hash:group,group")

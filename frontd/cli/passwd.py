@@ -1,4 +1,4 @@
-"""`frontd passwd`: the lines of a users file, as the plugin `basic` reads them.
+"""`frontd passwd`: the lines of a users file, as the plugins `basic` and `ntlm` read them.
 
 The file is written beside itself and renamed, so a running frontd reads the old lines or the new ones and never half of
 them; an exclusive `flock` on its directory keeps two of us from undoing each other.  Lines of other users, comments and
@@ -27,9 +27,12 @@ _LINE = 4096  # bytes of a password line from standard input that are looked at;
 @click.argument("words", nargs=-1, required=True, metavar="[FILE] USER")
 @click.option("--argon2", is_flag=True, help="argon2id instead of bcrypt.")
 @click.option("--cost", type=click.IntRange(4, 16), help="Of bcrypt: one more takes twice the time.  [default: 10]")
+@click.option("--ntlm", is_flag=True, help="The NT hash, for the plugin ntlm; USER may be DOMAIN\\USER.")
 @click.option("--groups", metavar="A,B", help="Groups of the user; '' for none.  [default: those the user has]")
 @click.option("--delete", is_flag=True, help="Remove the user's line.")
-def passwd(words: tuple[str, ...], argon2: bool, cost: int | None, groups: str | None, delete: bool) -> None:
+def passwd(
+    words: tuple[str, ...], argon2: bool, cost: int | None, ntlm: bool, groups: str | None, delete: bool
+) -> None:
     """Write the line of USER to the users file FILE, or print it.
 
     The password is asked for twice; when standard input is no terminal, it is read from its first two lines.  A FILE
@@ -48,24 +51,48 @@ def passwd(words: tuple[str, ...], argon2: bool, cost: int | None, groups: str |
     if delete:
         if file is None:
             raise click.UsageError("--delete needs the FILE")
-        if argon2 or cost is not None or groups is not None:
+        if argon2 or cost is not None or ntlm or groups is not None:
             raise click.UsageError("--delete goes with no other option")
         _write(file, user, None, None)
         return
     if argon2 and cost is not None:
         raise click.UsageError("--cost is of bcrypt, and does not go with --argon2")
+    if ntlm and (argon2 or cost is not None):
+        raise click.UsageError("--ntlm has one kind of hash, and goes with neither --argon2 nor --cost")
+    if ntlm and (wrong := _bad_nt_name(user)):
+        raise click.UsageError(wrong)
     try:
         listed = None if groups is None else ",".join(passwords.groups_of(groups))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        stored = passwords.make(_ask(), argon2id=argon2, cost=passwords.COST if cost is None else cost)
+        if ntlm:
+            stored = _nt_hash(_ask())
+        else:
+            stored = passwords.make(_ask(), argon2id=argon2, cost=passwords.COST if cost is None else cost)
     except ValueError as error:
         raise Failure(str(error)) from None
     if file is None:
         click.echo(_line(user, stored, listed or ""))
     else:
         _write(file, user, stored, listed)
+
+
+def _bad_nt_name(user: str) -> str:
+    from frontd_plugins import _ntlm_users
+
+    return _ntlm_users.bad_name(user)
+
+
+def _nt_hash(password: str) -> str:
+    """The NT hash of a password, in hexadecimal.  Raises `ValueError` with a sentence for one that cannot be used."""
+    from frontd_plugins import _ntlm_crypto
+    from frontd_plugins import _passwords as passwords
+
+    password = passwords.normal(password)
+    if wrong := passwords.bad_password(password):
+        raise ValueError(wrong)
+    return _ntlm_crypto.nt_hash(password).hex()
 
 
 def _line(user: str, stored: str, groups: str) -> str:
