@@ -1,4 +1,4 @@
-"""Basic authentication (RFC 7617) against a file of users.
+"""Basic authentication (RFC 7617) against a file of users, or against a domain.
 
 How it works
 ------------
@@ -13,19 +13,24 @@ site, the realm, the user, the stored hash and the password: so nothing that is 
 process, and a line that is changed or removed is no longer found, at once.  Wrong passwords are not remembered.
 
 Clients send the same credentials with every request.  So that they need not be read each time, what right ones meant is
-kept as well, under a keyed BLAKE2b of the field as it was sent: the account, and the key under which the logon is
+kept as well, under a keyed BLAKE2b of the field as it was sent: the user, and the key under which the logon is
 remembered.  It opens nothing by itself: the account has to be the one of the file as it was last read, and the logon
 still remembered.
+
+A domain (`_directory`) is asked in the place of the hash, by the same rules.  It tells with each logon who somebody is;
+of those who are remembered, what it told last is kept in the place of the file's lines.
 
 How often somebody may guess, and why nobody can lock anybody else out, is told in `_throttle`.
 
 Invariants
 ----------
-* Whoever gets in has a line in the file as it was last read, with the hash that the password was checked against.
-* For one key there is never more than one hash in work: who comes with the same logon meanwhile waits for its outcome,
-  and takes over when the first one leaves before there is one.
+* Whoever gets in has a line in the file as it was last read, with the hash that the password was checked against; or
+  the domain has let him in, with this password, not longer than `cache_ttl` ago.
+* For one key there is never more than one hash or question in work: who comes with the same logon meanwhile waits for
+  its outcome, and takes over when the first one leaves before there is one.
 * A name that is not in the file goes the same way as a wrong password: counted, queued, hashed, and refused alike.
-* Only a guess that turned out right is taken from the count again; one that was broken off stays counted.
+* Only a guess that turned out right is taken from the count again, or one that the domain could not be asked about; one
+  that was broken off stays counted.
 * A file that cannot be read any more, or has a bad line, changes nothing: the users read before stay, and it is
   remarked once.  A file without users is not bad; it lets nobody in.
 """
@@ -45,13 +50,14 @@ from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 import trio
+from frontd_plugins import _directory as directories
 from frontd_plugins import _passwords as passwords
 from frontd_plugins._throttle import Throttle
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import frontd
 
@@ -86,20 +92,25 @@ THREADS = trio.CapacityLimiter(max(1, cores() - 1))  # of all instances together
 
 
 class Account(NamedTuple):
-    """A user: the stored hash, and the identity that a right password gives."""
+    """A user: the stored hash (empty: the domain has it), and the identity that a right password gives."""
 
     stored: str
     identity: frontd.Identity
 
 
 class Flight:
-    """A hash in work: `is_right` is None until it is known, or for ever when it was broken off."""
+    """A hash or a question in work: `is_right` is None until it is known, or for ever when it was broken off.
 
-    __slots__ = ("done", "is_right")
+    `refusal` is why the domain said no; `trouble` why nothing could be found out.
+    """
+
+    __slots__ = ("done", "is_right", "refusal", "trouble")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.is_right: bool | None = None
+        self.refusal = ""
+        self.trouble = ""
 
 
 class Attempt(NamedTuple):
@@ -113,14 +124,14 @@ class Attempt(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """What credentials that were right have meant: the key under which the logon is remembered, and whose it is."""
+    """What credentials that were right have meant: the key under which the logon is remembered, and the user."""
 
     key: bytes
-    account: Account
+    user: str
 
 
 class Basic(frontd.Plugin):
-    """Asks for a user name and a password, and checks them against a file."""
+    """Asks for a user name and a password, and checks them against a file, or against a domain."""
 
     name = "basic"
     scheme = "Basic"
@@ -128,9 +139,16 @@ class Basic(frontd.Plugin):
     class Settings(frontd.Settings):
         """What may stand under ``basic:``."""
 
-        users_file: frontd.File = Field(
-            description="File of lines `user:hash` or `user:hash:group,group`; bcrypt or argon2id, written by "
-            "`frontd passwd`. Read again within a second or two of a change."
+        users_file: frontd.File | None = Field(
+            default=None,
+            description="Who knows passwords: a file of lines `user:hash` or `user:hash:group,group`; bcrypt or "
+            "argon2id, written by `frontd passwd`. Read again within a second or two of a change.",
+        )
+        winbind: directories.WinbindSettings | None = Field(
+            default=None, description="Or the Windows domain that this machine is a member of; `{}` is enough."
+        )
+        kerberos: directories.KerberosSettings | None = Field(
+            default=None, description="Or the KDC of a realm, without being a member."
         )
         realm: str = Field(
             default="",
@@ -179,17 +197,26 @@ class Basic(frontd.Plugin):
                 raise ValueError("a realm has no control characters")
             return realm
 
+        @model_validator(mode="after")
+        def _one(self) -> Self:
+            if sum(it is not None for it in (self.users_file, self.winbind, self.kerberos)) != 1:
+                raise ValueError("one of users_file, winbind and kerberos has to be there, to say who knows passwords")
+            return self
+
     settings: Settings
 
     @classmethod
     def check(cls, settings: Any, site: frontd.SiteFacts) -> Iterable[str]:
-        """Passwords that would be readable, and whatever is wrong with the users file."""
+        """Passwords that would be readable, and whatever is wrong with the users file or the way to the domain."""
         plain = [str(url) for url in site.urls if url.scheme != "https"]
         if site.name and plain and not settings.allow_http:
             yield (
                 f"over http everybody on the way can read passwords, and this site has {plain[0]}: "
                 'serve it over https only, or say "allow_http: true"'
             )
+        if settings.users_file is None:
+            yield from directories.complaints(settings.winbind or settings.kerberos)
+            return
         try:
             _read(settings.users_file, is_ahead=True)
         except passwords.BadUsers as error:
@@ -198,7 +225,10 @@ class Basic(frontd.Plugin):
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
-        self._take(_read(limits.users_file))
+        domain = limits.winbind or limits.kerberos
+        self._directory = directories.of(domain) if domain is not None else None
+        self._take(_read(limits.users_file) if limits.users_file is not None else passwords.NOBODY)
+        self._threads = THREADS if self._directory is None else self._directory.threads
         self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when (s of trio's clock), oldest use first
         self._flights: dict[bytes, Flight] = {}
@@ -214,21 +244,25 @@ class Basic(frontd.Plugin):
         if account is None and user in self._users.records:
             record = self._users.records[user]
             account = Account(record.stored, frontd.Identity(user, record.groups, scheme="Basic"))
-            if len(self._accounts) >= REMEMBERED:
-                del self._accounts[next(iter(self._accounts))]
-            self._accounts[user] = account
+            self._keep(user, account)
         return account
+
+    def _keep(self, user: str, account: Account) -> None:
+        if user not in self._accounts and len(self._accounts) >= REMEMBERED:
+            del self._accounts[next(iter(self._accounts))]
+        self._accounts[user] = account
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Read the users file again whenever it has changed."""
         task_status.started()
-        while True:
+        while self.settings.users_file is not None:
             await trio.sleep(POLL)
             await self._look_again()
 
     async def _look_again(self) -> None:
         # In threads: the file may lie on a network drive that does not answer
         path = self.settings.users_file
+        assert path is not None
         stamp = await trio.to_thread.run_sync(passwords.stamp_of, path, abandon_on_cancel=True)
         if stamp == self._stamp:
             return
@@ -272,6 +306,8 @@ class Basic(frontd.Plugin):
             return None
         try:
             user, password = passwords.credentials(token)
+            if self._directory is not None:
+                user = self._directory.spelled(user)
         except ValueError as error:
             return frontd.Refuse(401, "LogonFailed", substatus=1, log=str(error))
         account = self._account(user)
@@ -282,7 +318,7 @@ class Basic(frontd.Plugin):
             if place is not None:
                 if len(self._meanings) >= REMEMBERED:
                     del self._meanings[next(iter(self._meanings))]
-                self._meanings[place] = Meaning(key, account)
+                self._meanings[place] = Meaning(key, user)
             return account.identity
         if attempt.key not in self._flights and (refusal := self._refusal(attempt)):
             return refusal
@@ -293,8 +329,10 @@ class Basic(frontd.Plugin):
         meaning = self._meanings.get(place)
         if meaning is None or self._is_readable(exchange):
             return None
-        identity = meaning.account.identity
-        return identity if self._remembers(meaning.key, identity.name, exchange.client.address) else None
+        account = self._accounts.get(meaning.user)
+        if account is None or not self._remembers(meaning.key, meaning.user, exchange.client.address):
+            return None
+        return account.identity
 
     def _is_readable(self, exchange: frontd.Exchange) -> bool:
         """Whether passwords would be readable on the way, and the site does not say that they may."""
@@ -323,7 +361,7 @@ class Basic(frontd.Plugin):
         if wait:
             self._throttle.refuse(attempt.user, attempt.address, now)
             return frontd.Refuse(429, "LogonThrottled", retry_after=math.ceil(wait))
-        if THREADS.available_tokens < 1 and THREADS.statistics().tasks_waiting >= self.settings.queue:
+        if self._threads.available_tokens < 1 and self._threads.statistics().tasks_waiting >= self.settings.queue:
             return frontd.Refuse(503, "LogonBusy", log=f"{self.settings.queue} logons wait", retry_after=1)
         return None
 
@@ -331,24 +369,44 @@ class Basic(frontd.Plugin):
         flight = self._flights.get(attempt.key)
         while flight is not None:
             await flight.done.wait()
-            if flight.is_right is not None:
-                return self._verdict(attempt, flight.is_right)
+            if flight.trouble or flight.is_right is not None:
+                return self._verdict(attempt, flight)
             flight = self._flights.get(attempt.key)  # the first one has left: another has taken over, or I do
         if refusal := self._refusal(attempt):
             return refusal
         self._throttle.guess(attempt.user, attempt.address, trio.current_time())
         flight = self._flights[attempt.key] = Flight()
         try:
-            flight.is_right = await trio.to_thread.run_sync(_hash, attempt.stored, attempt.password, limiter=THREADS)
-        except MemoryError as error:
-            return frontd.Refuse(503, "LogonBusy", log=str(error), retry_after=1)
+            if self._directory is None:
+                await self._hashed(attempt, flight)
+            else:
+                await self._asked(self._directory, attempt, flight)
         finally:
             del self._flights[attempt.key]
             flight.done.set()
         if flight.is_right:
             self._throttle.forgive(attempt.user, attempt.address)
             self._remember(attempt)
-        return self._verdict(attempt, flight.is_right)
+        return self._verdict(attempt, flight)
+
+    async def _hashed(self, attempt: Attempt, flight: Flight) -> None:
+        try:
+            flight.is_right = await trio.to_thread.run_sync(_hash, attempt.stored, attempt.password, limiter=THREADS)
+        except MemoryError as error:
+            flight.trouble = str(error)
+
+    async def _asked(self, directory: directories.Directory, attempt: Attempt, flight: Flight) -> None:
+        try:
+            identity = await directories.verified(directory, attempt.user, attempt.password)
+        except directories.Denied as error:
+            flight.is_right = False
+            flight.refusal = f"{attempt.user}: {error}" if error.is_known else str(error)
+        except directories.Unavailable as error:
+            self._throttle.forgive(attempt.user, attempt.address)  # nobody has looked at the password
+            flight.trouble = str(error)
+        else:
+            self._keep(attempt.user, Account(attempt.stored, identity))
+            flight.is_right = True
 
     def _remember(self, attempt: Attempt) -> None:
         if self.settings.cache_ttl:
@@ -356,11 +414,15 @@ class Basic(frontd.Plugin):
             while len(self._right) > REMEMBERED:
                 self._right.popitem(last=False)
 
-    def _verdict(self, attempt: Attempt, is_right: bool) -> frontd.Identity | frontd.Refuse:
+    def _verdict(self, attempt: Attempt, flight: Flight) -> frontd.Identity | frontd.Refuse:
+        if flight.trouble:
+            return frontd.Refuse(503, "LogonBusy", log=flight.trouble, retry_after=1)
+        if flight.refusal:
+            return frontd.Refuse(401, "LogonFailed", substatus=1, log=flight.refusal)
         account = self._account(attempt.user)
         if account is None:  # the name is not shown: it may be a password in the wrong field
             return frontd.Refuse(401, "LogonFailed", substatus=1, log="there is no such user")
-        if is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
+        if flight.is_right and account.stored == attempt.stored:  # else the line was changed while it was checked
             return account.identity
         return frontd.Refuse(401, "LogonFailed", substatus=1, log=f"the password for {attempt.user} is wrong")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.net.pki import Pki
+from tests.windows.ad import domain as domain  # a session has one
 
 
 @pytest.fixture(scope="session")

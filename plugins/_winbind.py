@@ -1,0 +1,437 @@
+"""Logons of a Windows domain, by the winbindd of Samba on this machine, which is a member of the domain.
+
+How it works
+------------
+libwbclient talks to winbindd over a pipe, and winbindd over its secure channel to a domain controller (MS-NRPC
+3.5.4.5.1, NetrLogonSamLogonEx): the answer cannot be forged by whoever sits between, unlike that of a bare LDAP or
+Kerberos logon.  `Winbind.verify` passes on the response of an NTLM handshake, `Winbind.password` a name and a password;
+both give the account as the controller names it, its SIDs, and the session key.
+
+The library blocks for as long as the controller takes, so it is called in threads, a few for the whole process, each
+with a context of its own: a connection to winbindd, which serves one request at a time.  A logon that takes longer than
+its deadline is given up; its thread is lost until the library comes back, and not more than `THREADS` of them can be.
+
+SIDs of groups become names, ``DOMAIN\\group``, where winbindd knows one; what it said is remembered for an hour.
+
+Invariants
+----------
+* Somebody is let in only by the library's success, with an account name and a domain name in its answer, and not as a
+  guest (MS-PAC 2.5, UserFlags): all else is a refusal.
+* What the domain answers is taken for trouble on the way only where it is known to be that: else it counts as a guess.
+* The LMv2 response is not passed on.  A controller takes it in the place of an NTLMv2 response that is wrong, and then
+  nothing of what stands in that one (channel binding, SPN, whether there is a MIC) would be proved.
+* Names and passwords that the pipe's protocol would cut off, or end at a NUL, are refused before they get there.
+* Nothing that the library has allocated is kept: it is copied, then freed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+from frontd_plugins._ntlm import NtlmError, Response, Verified
+
+T = TypeVar("T")
+
+LIBRARY = "libwbclient.so.0"
+PIPE = "/run/samba/winbindd/pipe"  # as Debian compiles it in; for the log alone
+DEADLINE = 10.0  # s for a logon; people press reload by then
+TEXT_MAX = 255  # bytes of a name or password: they go into an `fstring` of 256, and what is longer would be cut off
+NTLMV1_SIZE = 24  # bytes (MS-NLMP 2.2.2.6); a controller may take those, too
+SIDS_MAX = 4096  # of one account; a token of Windows has 1024
+NAMES = 10_000  # SIDs whose names are remembered; the oldest is forgotten
+NAME_TTL = 3600.0  # s
+NO_NAME_TTL = 60.0  # s; the controller that knows it may have been away
+
+THREADS = trio.CapacityLimiter(8)  # of the process: they wait, and need no cores
+
+# wbcErr of wbclient.h
+_SUCCESS, _NOT_AVAILABLE, _DOMAIN_NOT_FOUND, _UNKNOWN_GROUP = 0, 6, 7, 12
+_PLAIN, _RESPONSE = 1, 3  # wbcAuthUserLevel
+# WBC_MSV1_0_ALLOW_SERVER_TRUST_ACCOUNT | ..._WORKSTATION_TRUST_ACCOUNT, as ntlm_auth has it: services of other machines
+_MACHINES_TOO = 0x820
+_GUEST = 0x1  # WBC_AUTH_USER_INFO_GUEST
+_GROUPS = {2, 4, 5}  # wbcSidType: of a domain, an alias (domain-local or built in), well known
+
+
+class Denied(NtlmError):
+    """The domain said no.  `is_known`: to somebody it knows, so that the log may show the name."""
+
+    def __init__(self, why: str, *, is_known: bool) -> None:
+        super().__init__(why)
+        self.is_known = is_known
+
+
+class Unavailable(NtlmError):
+    """The domain could not be asked."""
+
+
+# What the domain says (NTSTATUS, MS-ERREF 2.3.1) to somebody it knows …
+_KNOWN = {
+    0xC000006A: "the password is wrong",
+    0xC000006E: "the account has restrictions that forbid this logon",
+    0xC000006F: "the account may not log on at this hour",
+    0xC0000070: "the account may not log on from this workstation",
+    0xC0000071: "the password has expired",
+    0xC0000072: "the account is disabled",
+    0xC000015B: "the account was not granted this type of logon",
+    0xC0000193: "the account has expired",
+    0xC0000224: "the password has to be changed first",
+    0xC0000234: "the account is locked out",
+    0xC0000413: "the account may not log on to this machine across the trust (selective authentication)",
+    0xC0000418: "the domain blocks NTLM",
+}
+# … to a name that may as well be a password in the wrong field …
+_STRANGER = {
+    0xC0000064: "there is no such user",
+    0xC000006D: "the user name or password is wrong",
+    0xC00000DF: "there is no such domain",
+}
+# … and what is wrong with the way to it.
+_TROUBLE = {
+    0xC0000022: "winbind was denied access; is this machine still a member of the domain? (net ads testjoin)",
+    0xC000005E: "no domain controller can be reached",
+    0xC00000B5: "the domain controller does not answer in time",
+    0xC0000133: "the clocks of this machine and of the domain controller differ too much",
+    0xC000018A: "this machine has no secret of its domain; join it again (net ads join)",
+    0xC000018B: "the domain has no account for this machine; join it again (net ads join)",
+    0xC000018C: "the trust between this domain and the user's has failed",
+    0xC000018D: "the trust between this machine and the domain has failed; join it again (net ads join)",
+    0xC0000233: "no domain controller can be found",
+}
+
+
+class Winbind:
+    """A `Verifier` of NTLM responses, and one of passwords; `deadline` is in seconds for each."""
+
+    def __init__(self, deadline: float = DEADLINE) -> None:
+        self._deadline = deadline
+
+    def account(self, response: Response) -> str:
+        """Under which name guesses at this user are counted, whether there is one or not."""
+        return f"{response.domain}\\{response.user}".lower()
+
+    def standing(self, name: str) -> object:
+        """What a logon stands on: the domain does not tell when it changes, so it holds as long as its connection."""
+        return True
+
+    async def verify(self, response: Response) -> Verified:
+        """Whose NTLM response it is.  Raises `Denied` and `Unavailable`."""
+        account, domain = _text(response.user, "user name"), _text(response.domain, "domain")
+        station, challenge, nt = _text(response.workstation, "workstation"), response.challenge, response.nt
+        if not account:
+            raise Denied("the user name is empty", is_known=False)
+        if len(nt) <= NTLMV1_SIZE:
+            raise Denied("the response is none of NTLMv2", is_known=False)
+        return await self._logon(lambda context: _by_response(context, account, domain, station, challenge, nt))
+
+    async def password(self, domain: str, user: str, password: str) -> Verified:
+        """The account with this password; `domain` is empty for a `user@realm`.  Raises `Denied` and `Unavailable`."""
+        account, where = _text(user, "user name"), _text(domain, "domain")
+        if "\\" in user:  # the pipe's protocol has one text for both
+            raise Denied("the user name has a backslash", is_known=False)
+        secret = _text(password, "password")
+        if not account or not secret:  # an empty one would mean an anonymous logon
+            raise Denied("the user name or password is empty", is_known=False)
+        if not domain and "@" not in user:  # winbind would look among the accounts of this machine
+            raise Denied("the user has no domain", is_known=False)
+        return await self._logon(lambda context: _by_password(context, account, where, secret))
+
+    async def _logon(self, ask: Callable[[c_void_p], _Account]) -> Verified:
+        with trio.move_on_after(self._deadline):
+            found = await _in_thread(ask)
+            groups = await _names(found.sids)
+            return Verified(found.name, groups, found.sids, found.session_key)
+        raise Unavailable(f"winbind has not answered within {self._deadline:g} s")
+
+
+def names() -> tuple[str, str]:
+    """The NetBIOS names of this machine and of its domain; blocks for a moment.
+
+    Challenges to the domain's users have to tell these: the controller looks for them in the response (CVE-2016-2111).
+    Raises `ValueError`.
+    """
+    if fault := missing():
+        raise ValueError(fault)
+    try:
+        computer, domain = _own_names()
+    except UnicodeError as error:
+        raise ValueError("the names of this machine and its domain are not ASCII") from error
+    if not computer or not domain:
+        raise ValueError("winbind does not tell the names of this machine and of its domain")
+    return computer, domain
+
+
+def missing() -> str:
+    """Why winbind cannot be asked, as a sentence with the remedy; empty: it can.  Blocks for a moment."""
+    try:
+        library = _library()
+    except OSError as error:
+        return f"{LIBRARY} cannot be loaded ({error}); it comes with Samba (Debian: libwbclient0)"
+    if library.wbcPing() != _SUCCESS:
+        return (
+            f"winbindd does not answer on {PIPE}: start it, or give a container that directory of the machine; "
+            "docs/join-a-domain.md tells how a machine becomes a member"
+        )
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------- names of groups
+
+_remembered: OrderedDict[str, tuple[float, str]] = OrderedDict()  # by SID: until when (s of trio's clock), the name
+
+
+async def _names(sids: Iterable[str]) -> tuple[str, ...]:
+    """The names of those SIDs that are groups and have one; asks winbind for what is not remembered."""
+    now = trio.current_time()
+    names, unknown = set[str](), list[str]()
+    for sid in sids:
+        until, name = _remembered.get(sid, (0.0, ""))
+        if until > now:
+            names.add(name)
+        else:
+            unknown.append(sid)
+    if unknown:
+        found = await _in_thread(lambda context: [_name(context, sid) for sid in unknown])
+        for sid, (is_known, name) in zip(unknown, found, strict=True):
+            names.add(name)
+            _remembered.pop(sid, None)
+            _remembered[sid] = now + (NAME_TTL if is_known else NO_NAME_TTL), name
+        while len(_remembered) > NAMES:
+            _remembered.popitem(last=False)
+    return tuple(sorted(names - {""}))
+
+
+def _name(context: c_void_p, sid: str) -> tuple[bool, str]:
+    """Whether winbind knows a SID, and what the group is called (empty: it is no group).  Raises `Unavailable`."""
+    library, parsed = _library(), _Sid()
+    if library.wbcStringToSid(sid.encode(), byref(parsed)) != _SUCCESS:
+        return False, ""
+    domain, name, kind = c_void_p(), c_void_p(), c_int()
+    code = library.wbcCtxLookupSid(context, byref(parsed), byref(domain), byref(name), byref(kind))
+    try:
+        if code in (_DOMAIN_NOT_FOUND, _UNKNOWN_GROUP):
+            return False, ""
+        if code != _SUCCESS:
+            raise Unavailable(f"winbind does not tell what the groups are called (wbcErr {code})")
+        if kind.value not in _GROUPS:
+            return True, ""
+        place, word = (ctypes.string_at(text).decode() if text else "" for text in (domain, name))
+        name_ = f"{place}\\{word}" if place else word
+        return True, name_ if word and name_.isprintable() else ""
+    except UnicodeError:
+        return False, ""
+    finally:
+        library.wbcFreeMemory(domain)
+        library.wbcFreeMemory(name)
+
+
+# ---------------------------------------------------------------------------------------------------- the library
+
+
+class _Account(NamedTuple):
+    """What the controller said of a logon that succeeded."""
+
+    name: str
+    sids: tuple[str, ...]
+    session_key: bytes
+
+
+# The structures of wbclient.h, as they have been since Samba 3.4.
+
+
+class _Sid(ctypes.Structure):
+    _fields_ = [("revision", c_uint8), ("count", c_uint8), ("authority", c_uint8 * 6), ("parts", c_uint32 * 15)]
+
+
+class _SidAttributes(ctypes.Structure):
+    _fields_ = [("sid", _Sid), ("attributes", c_uint32)]
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [
+        ("user_flags", c_uint32), ("account_name", c_char_p), ("user_principal", c_char_p), ("full_name", c_char_p),
+        ("domain_name", c_char_p), ("dns_domain_name", c_char_p), ("acct_flags", c_uint32),
+        ("user_session_key", c_uint8 * 16), ("lm_session_key", c_uint8 * 8), ("logon_count", c_uint16),
+        ("bad_password_count", c_uint16), ("logon_time", c_uint64), ("logoff_time", c_uint64),
+        ("kickoff_time", c_uint64), ("pass_last_set_time", c_uint64), ("pass_can_change_time", c_uint64),
+        ("pass_must_change_time", c_uint64), ("logon_server", c_char_p), ("logon_script", c_char_p),
+        ("profile_path", c_char_p), ("home_directory", c_char_p), ("home_drive", c_char_p), ("num_sids", c_uint32),
+        ("sids", POINTER(_SidAttributes)),
+    ]  # fmt: skip
+
+
+class _Challenged(ctypes.Structure):
+    _fields_ = [
+        ("challenge", c_uint8 * 8), ("nt_length", c_uint32), ("nt_data", c_char_p), ("lm_length", c_uint32),
+        ("lm_data", c_char_p),
+    ]  # fmt: skip
+
+
+class _Password(ctypes.Union):
+    _fields_ = [("plaintext", c_char_p), ("response", _Challenged)]
+
+
+class _Params(ctypes.Structure):
+    _fields_ = [
+        ("account_name", c_char_p), ("domain_name", c_char_p), ("workstation_name", c_char_p), ("flags", c_uint32),
+        ("parameter_control", c_uint32), ("level", c_int), ("password", _Password),
+    ]  # fmt: skip
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [
+        ("nt_status", c_uint32), ("nt_string", c_char_p), ("pam_error", c_int32), ("display_string", c_char_p)
+    ]  # fmt: skip
+
+
+class _Details(ctypes.Structure):
+    _fields_ = [
+        ("interface_version", c_uint32), ("winbind_version", c_char_p), ("winbind_separator", c_char),
+        ("netbios_name", c_char_p), ("netbios_domain", c_char_p), ("dns_domain", c_char_p),
+    ]  # fmt: skip
+
+
+@cache
+def _library() -> Any:
+    """libwbclient.  Raises `OSError` when it is not there, or so old that it has no contexts (before Samba 4.3)."""
+    library = ctypes.CDLL(LIBRARY)
+    try:
+        library.wbcCtxCreate.restype = c_void_p
+        library.wbcCtxPing.argtypes = [c_void_p]
+        library.wbcFreeMemory.argtypes = [c_void_p]
+        library.wbcFreeMemory.restype = None
+        library.wbcStringToSid.argtypes = [c_char_p, POINTER(_Sid)]
+        library.wbcInterfaceDetails.argtypes = [POINTER(POINTER(_Details))]
+        library.wbcCtxLookupSid.argtypes = [
+            c_void_p, POINTER(_Sid), POINTER(c_void_p), POINTER(c_void_p), POINTER(c_int)
+        ]  # fmt: skip
+        library.wbcCtxAuthenticateUserEx.argtypes = [
+            c_void_p, POINTER(_Params), POINTER(POINTER(_Info)), POINTER(POINTER(_Error))
+        ]  # fmt: skip
+    except AttributeError as error:
+        raise OSError(str(error)) from None
+    return library
+
+
+_idle: list[c_void_p] = []  # contexts that nobody uses; never more than there are threads
+
+
+async def _in_thread(ask: Callable[[c_void_p], T]) -> T:
+    """Ask with a context of our own; the thread is left behind when it is cancelled."""
+
+    def work() -> T:
+        try:
+            context = _idle.pop()
+        except IndexError:
+            try:
+                context = c_void_p(_library().wbcCtxCreate())
+            except OSError as error:
+                raise Unavailable(str(error)) from None
+            if not context:
+                raise Unavailable("libwbclient has no memory") from None
+        try:
+            return ask(context)
+        finally:
+            _idle.append(context)
+
+    return await trio.to_thread.run_sync(work, limiter=THREADS, abandon_on_cancel=True)
+
+
+def _text(text: str, what: str) -> bytes:
+    """`text` as the pipe takes it.  Raises `Denied`."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > TEXT_MAX or b"\0" in data:
+        raise Denied(f"the {what} is longer than {TEXT_MAX} bytes, or has a NUL", is_known=False)
+    return data
+
+
+def _by_password(context: c_void_p, account: bytes, domain: bytes, secret: bytes) -> _Account:
+    params = _Params(account, domain, None, 0, 0, _PLAIN)
+    params.password.plaintext = secret
+    return _authenticate(context, params)
+
+
+def _own_names() -> tuple[str, str]:
+    """The NetBIOS names of this machine and of its domain; empty: it cannot be asked.  Raises `UnicodeError`."""
+    library, details = _library(), POINTER(_Details)()
+    if library.wbcInterfaceDetails(byref(details)) != _SUCCESS:
+        return "", ""
+    try:
+        found = details.contents
+        return (found.netbios_name or b"").decode("ascii"), (found.netbios_domain or b"").decode("ascii")
+    finally:
+        library.wbcFreeMemory(ctypes.cast(details, c_void_p))
+
+
+def _by_response(
+    context: c_void_p, account: bytes, domain: bytes, station: bytes, challenge: bytes, nt: bytes
+) -> _Account:
+    params = _Params(account, domain, station, 0, _MACHINES_TOO, _RESPONSE)
+    response = params.password.response
+    response.challenge[:] = challenge
+    response.nt_length, response.nt_data = len(nt), nt
+    response.lm_length, response.lm_data = 0, None
+    return _authenticate(context, params)
+
+
+def _authenticate(context: c_void_p, params: _Params) -> _Account:
+    """wbcCtxAuthenticateUserEx.  Raises `Denied` and `Unavailable`."""
+    library, info, error = _library(), POINTER(_Info)(), POINTER(_Error)()
+    code = library.wbcCtxAuthenticateUserEx(context, byref(params), byref(info), byref(error))
+    try:
+        if code != _SUCCESS or not info:
+            raise _refusal(context, code, error.contents if error else None)
+        return _account(info.contents)
+    finally:
+        for pointer in (info, error):
+            if pointer:
+                library.wbcFreeMemory(ctypes.cast(pointer, c_void_p))
+
+
+def _account(info: _Info) -> _Account:
+    """A copy of what is needed.  Raises `Denied` and `Unavailable` for an answer that names nobody."""
+    if info.user_flags & _GUEST:
+        raise Denied("the domain would let in a guest", is_known=False)
+    if not info.account_name or not info.domain_name:
+        raise Unavailable("winbind's answer names nobody")
+    if info.num_sids > SIDS_MAX or any(info.sids[at].sid.count > 15 for at in range(info.num_sids)):
+        raise Unavailable("winbind's answer has SIDs that cannot be")
+    try:
+        name = f"{info.domain_name.decode()}\\{info.account_name.decode()}"
+    except UnicodeError:
+        raise Unavailable("winbind's answer is not UTF-8") from None
+    if not name.isprintable():
+        raise Unavailable("winbind's answer has a name that cannot be")
+    sids = dict.fromkeys(_written(info.sids[at].sid) for at in range(info.num_sids))  # the primary group comes twice
+    return _Account(name, tuple(sids), bytes(info.user_session_key))
+
+
+def _written(sid: _Sid) -> str:
+    """A SID as it is written (MS-DTYP 2.4.2.1)."""
+    parts = [sid.revision, int.from_bytes(bytes(sid.authority), "big"), *sid.parts[: sid.count]]
+    return "S-" + "-".join(map(str, parts))
+
+
+def _refusal(context: c_void_p, code: int, error: _Error | None) -> Denied | Unavailable:
+    """What a failure of the library means."""
+    if code == _NOT_AVAILABLE:
+        if _library().wbcCtxPing(context) == _SUCCESS:
+            return Unavailable(
+                "winbindd answers, but not on its privileged pipe: put the user of frontd into the group winbindd_priv"
+            )
+        return Unavailable(f"winbindd does not answer on {PIPE}")
+    if error is None:
+        return Denied(f"winbind failed (wbcErr {code})", is_known=False)
+    status: int = error.nt_status
+    if status in _KNOWN:
+        return Denied(_KNOWN[status], is_known=True)
+    if status in _TROUBLE:
+        return Unavailable(_TROUBLE[status])
+    word = (error.nt_string or b"").decode("ascii", "replace")
+    return Denied(_STRANGER.get(status, f"winbind says {word} (0x{status:08x})"), is_known=False)
