@@ -273,6 +273,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     secret = BestAvailableEncryption(b"of the test")
     (folder / "staff.pfx").write_bytes(pkcs12.serialize_key_and_certificates(None, key, certificate, None, secret))
     (folder / "pfx-password").write_text("of the test\n")
+    (folder / "nt-users").write_text("ann:8846f7eaee8fb117ad06bdd830b7586c:staff\n")
     (folder / "users").write_text("ann:$2b$10$D.UrDdBPSizbCV0OfHGL1eUNeS4OCVAGpl5V02snHY1CAMDRbvqIK:staff\n")
     return folder
 

@@ -22,7 +22,7 @@ import pytest
 from frontd.cli.children import spawn, stop
 from frontd.cli.devca import DevCertificate, ensure
 
-PACKAGES = {"curl": "curl", "chromium": "chromium", "certutil": "libnss3-tools"}
+PACKAGES = {"curl": "curl", "chromium": "chromium", "certutil": "libnss3-tools", "ntlm_auth": "winbind"}
 
 
 def tool(name: str) -> str:

@@ -20,7 +20,7 @@ def placed(plugin: type[P], *, remarks: list[str] | None = None, **settings: Any
 
 def asked(
     target: str = "/", *fields: str, method: str = "GET", user: str = "", groups: Iterable[str] = (),
-    address: str = "192.0.2.1", scheme: str = "https",
+    sids: Iterable[str] = (), address: str = "192.0.2.1", scheme: str = "https",
 ) -> frontd.Exchange:  # fmt: skip
     """The exchange of a request with these field lines; `user` has logged on (empty: nobody has)."""
     lines = "".join(f"{field}\r\n" for field in ("Host: a.test", *fields))
@@ -30,7 +30,7 @@ def asked(
     request.scheme = scheme
     client = frontd.Client(address, 50000, address, "192.0.2.2", 443, "https", scheme, 443)
     exchange = frontd.Exchange(client, request, 0.0, 0.0)
-    exchange.identity = frontd.Identity(user, tuple(groups)) if user else None
+    exchange.identity = frontd.Identity(user, tuple(groups), tuple(sids)) if user else None
     return exchange
 
 
