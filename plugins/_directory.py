@@ -11,7 +11,7 @@ Invariants
 ----------
 * A refusal takes at least `FLOOR`, so that the time does not tell an unknown name (1 ms) from a wrong password (10 ms).
 * `Denied` means that the domain has looked at the logon; `Unavailable` that nobody has looked at the password, so that
-  it was no guess.  What is not known to be the second is the first.
+  it was no guess (unless `was_asked`: then nobody knows).  What is not known to be the second is the first.
 * Users are spelled in one way each, as far as the directory takes spellings for one account.
 """
 
@@ -151,11 +151,15 @@ class Realm:
 
     async def ask(self, user: str, password: str) -> frontd.Identity:
         """Ask the KDC, and verify its answer."""
+        turn = winbind.Turn()
+
+        def work() -> gss.Logon:
+            turn.begin()
+            return gss.password_logon(user, password, self._keytab, self._spn)
+
         with trio.move_on_after(DEADLINE):
             try:
-                found = await trio.to_thread.run_sync(
-                    gss.password_logon, user, password, self._keytab, self._spn, limiter=THREADS, abandon_on_cancel=True
-                )
+                found = await trio.to_thread.run_sync(work, limiter=THREADS, abandon_on_cancel=True)
             except gss.GssBusy as error:
                 raise Unavailable(str(error)) from error
             except gss.PasswordError as error:
@@ -165,7 +169,8 @@ class Realm:
             if found.name.rpartition("@")[2] != self._realm:
                 raise Denied("the KDC says that the user is of another realm", is_known=False)
             return frontd.Identity(found.name, sids=found.sids, scheme="Basic")
-        raise Unavailable(f"the KDC has not answered within {DEADLINE:g} s")
+        was_asked = not turn.give_up()
+        raise Unavailable(f"the KDC has not answered within {DEADLINE:g} s", was_asked=was_asked)
 
 
 def complaints(settings: KerberosSettings | WinbindSettings) -> Iterable[str]:

@@ -21,6 +21,7 @@ the same key: they are one service, and a ticket for one of them is good for the
 Invariants
 ----------
 * Nobody is a `Logon` but by a context that says it is complete, of Kerberos, by the key of a name that is allowed.
+* Where the ticket has a PAC, a `Logon` is the account that the PAC names, whatever name the client has asked for.
 * Errors are raised by the call they belong to.  (`gssapi` would return the token of an error as if it were progress,
   and raise with the next look at the context: `__DEFER_STEP_ERRORS__`.)
 * A handshake that has failed, or was given up, cannot go on.
@@ -54,6 +55,7 @@ KRB5 = "1.2.840.113554.1.2.2"
 CHANNEL_BOUND = 0x800  # GSS_C_CHANNEL_BOUND_FLAG, MIT krb5 1.19
 ANONYMOUS = 0x40  # GSS_C_ANON_FLAG, RFC 2744
 PAC = b"urn:mspac:logon-info"
+MEANINGS = frozenset("/\\@")  # what has a meaning in the name of a principal (RFC 1964 2.1.1)
 NTLM_MARK = b"NTLMSSP\0"  # MS-NLMP 2.2.1
 NTLM_OID = bytes.fromhex("2b06010401823702020a")  # 1.3.6.1.4.1.311.2.2.10, as DER has it
 ONLY_KERBEROS = "NTLM token offered, only Kerberos available (the client has got no ticket for this name)"
@@ -80,8 +82,16 @@ class GssError(Exception):
     """A logon has failed; its text is for the log."""
 
 
+class Unworkable(GssError):
+    """Kerberos could not even begin: there is no key for the ticket, or no token that the library knows."""
+
+
 class _OtherKey(GssError):
     """The ticket is of another key than that of the principal it was tried with."""
+
+
+class _NoKey(_OtherKey, Unworkable):
+    """The ticket says that it is for another principal, or of another version of the key."""
 
 
 class PasswordError(GssError):
@@ -237,7 +247,7 @@ class Handshake:
             raise GssError(f"the keytab cannot be used: {error}") from error
         names = dict.fromkeys(key.principal for key in keys if {key.spn.lower(), key.principal.lower()} & self._spns)
         if not names:
-            raise GssError(f"the keytab {self._keytab} has no key for {' or '.join(sorted(self._spns))}")
+            raise Unworkable(f"the keytab {self._keytab} has no key for {' or '.join(sorted(self._spns))}")
         return list(names)
 
     def _begun(self, principal: str) -> Any:
@@ -280,23 +290,45 @@ class Handshake:
         flags = int(context.actual_flags)
         if context.mech != oid(KRB5):
             raise GssError("the handshake was not done with Kerberos")
-        name = str(context.initiator_name)
-        if flags & ANONYMOUS or name.lower().startswith("wellknown/anonymous@"):
+        asked = str(context.initiator_name)
+        if flags & ANONYMOUS or asked.lower().startswith("wellknown/anonymous@"):
             raise GssError("the ticket is an anonymous one (RFC 8062)")
+        info = _info(context.initiator_name)
+        name = _name(asked, info)
         delegated = Delegated(name, context.delegated_creds, self._alone) if self._acting is not None else None
         is_bound = bool(flags & CHANNEL_BOUND)
-        return Logon(name, int(context.lifetime), _sids(context.initiator_name), is_bound, answer, delegated)
+        sids = info.sids if info is not None else ()
+        return Logon(name, int(context.lifetime), sids, is_bound, answer, delegated)
 
 
-def _sids(name: Any) -> tuple[str, ...]:
-    """The SIDs of the PAC; none where the KDC is none of a Windows domain.  Raises `GssError` for a damaged PAC."""
+def _name(asked: str, info: pac.LogonInfo | None) -> str:
+    """``user@REALM``: the account that the PAC names, or without one the name in the ticket, whose parts are plain.
+
+    The name in a ticket is what the client has asked the KDC for.  A domain controller takes many names for one account
+    (MS-KILE 3.3.5.6.1): in other letters, without a machine's ``$``, a userPrincipalName that is another's account
+    name.  Raises `GssError`.
+    """
+    user, _, realm = asked.rpartition("@")
+    if not user or not realm or user.endswith("\\"):  # there is none, or the @ is one of the name
+        raise GssError("the realm in the ticket is none")
+    if info is None:
+        if MEANINGS & set(user):
+            raise GssError("the ticket has no PAC, and its name is none of a user (RFC 1964 2.1.1)")
+        return asked
+    if not info.user or MEANINGS & set(info.user) or not info.user.isprintable():
+        raise GssError("the account in the PAC of the ticket has a name that is none of a user")
+    return f"{info.user}@{realm}"
+
+
+def _info(name: Any) -> pac.LogonInfo | None:
+    """What the PAC says; None where the KDC is none of a Windows domain.  Raises `GssError` for a damaged PAC."""
     if PAC not in set(name.attributes):
-        return ()
+        return None
     found = name.attributes[PAC]
     if not found.authenticated or len(found.values) != 1:
         raise GssError("the PAC of the ticket is not signed by the KDC")
     try:
-        return pac.read(next(iter(found.values))).sids
+        return pac.read(next(iter(found.values)))
     except pac.BadPac as error:
         raise GssError(f"the PAC of the ticket cannot be read: {error}") from error
 
@@ -312,25 +344,22 @@ def _meaning(error: Any, token: bytes) -> GssError:
     exceptions = library().exceptions
     if isinstance(error, exceptions.BadMechanismError):
         if NTLM_MARK in token or NTLM_OID in token:
-            return GssError(ONLY_KERBEROS)
-        return GssError("a mechanism other than Kerberos was offered, and only Kerberos is available")
+            return Unworkable(ONLY_KERBEROS)
+        return Unworkable("a mechanism other than Kerberos was offered, and only Kerberos is available")
     if isinstance(error, exceptions.BadChannelBindingsError):
         return GssError(
             "binding mismatch: the client's channel is not ours (another TLS terminator, or somebody in between)"
         )
     if isinstance(error, exceptions.InvalidTokenError):
-        return GssError("the token is no token of Kerberos or SPNEGO")
+        return Unworkable("the token is no token of Kerberos or SPNEGO")
     said = statement(error)
     if other := _OTHER_KEY.match(said):
         ticket, ours = other.groups()
         if ticket != ours:
-            return _OtherKey(f"wrong SPN: the ticket is for {ticket}, not for {ours}")
-        meaning = (
-            "wrong key: the keytab's is not the KDC's"
-            if ours
-            else "key version: the keytab is older than the ticket, or newer"
-        )
-        return _OtherKey(f"{meaning} ({said})")
+            return _NoKey(f"wrong SPN: the ticket is for {ticket}, not for {ours}")
+        if not ours:
+            return _NoKey(f"key version: the keytab is older than the ticket, or newer ({said})")
+        return _OtherKey(f"wrong key: the keytab's is not the KDC's ({said})")
     if said in _SAYS_NOTHING:
         return GssError(f"the token is damaged ({type(error).__name__})")
     meaning = next((meaning for text, meaning in _MEANINGS if text.lower() in said.lower()), "")

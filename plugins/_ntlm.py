@@ -192,7 +192,7 @@ class Acceptor:
         self._random, self._now = random, now
         self._state = _State.NEW
         self._flags = 0
-        self._nonce = b""
+        self._nonce = self._stamp = b""
         self._sent: tuple[bytes, bytes] = (b"", b"")  # Type 1 and Type 2, as the MIC covers them
         self._response: Response | None = None
         self._key = b""  # ExportedSessionKey
@@ -222,6 +222,7 @@ class Acceptor:
         role = Flag.TARGET_TYPE_DOMAIN if self._is_member else Flag.TARGET_TYPE_SERVER
         self._flags = asked & _GRANTED | Flag.NTLM | Flag.REQUEST_TARGET | Flag.TARGET_INFO | charset | role
         self._nonce = self._random(CHALLENGE_SIZE)
+        self._stamp = struct.pack("<Q", int(self._now() * 10_000_000) + _EPOCH)
         type2 = self._type2()
         self._sent = type1, type2
         self._state = _State.CHALLENGED
@@ -265,6 +266,7 @@ class Acceptor:
         if response is not self._response:
             raise NtlmError("the response is not the one of this handshake")
         key = _exported_key(response, verified.session_key)
+        self._check_echo(response.pairs)
         self._check_mic(response, key)
         self._check_binding(response.pairs)
         self._check_target(response.pairs)
@@ -297,7 +299,7 @@ class Acceptor:
         pairs = (
             (Av.DOMAIN, _utf16(self._domain)),
             (Av.COMPUTER, _utf16(self._computer)),
-            (Av.TIMESTAMP, struct.pack("<Q", int(self._now() * 10_000_000) + _EPOCH)),
+            (Av.TIMESTAMP, self._stamp),
             (Av.EOL, b""),
         )
         info = b"".join(struct.pack("<HH", kind, len(value)) + value for kind, value in pairs)
@@ -322,6 +324,12 @@ class Acceptor:
         if len(name) > NAME_MAX or _CONTROL.search(text):
             raise NtlmError("a name is too long or has control characters")
         return text
+
+    def _check_echo(self, pairs: Mapping[int, bytes]) -> None:
+        """Whoever sends our names back sends our Timestamp, too (MS-NLMP 3.1.5.1.2), unless somebody took it away, so
+        that no MIC would be sent."""
+        if pairs.keys() & {Av.DOMAIN, Av.COMPUTER, Av.TIMESTAMP} and pairs.get(Av.TIMESTAMP) != self._stamp:
+            raise NtlmError("the challenge was changed on its way: its Timestamp has not come back")
 
     def _check_mic(self, response: Response, key: bytes) -> None:
         """MS-NLMP 3.2.5.1.2: over the three messages, with its own 16 bytes as zeros."""
@@ -348,16 +356,14 @@ class Acceptor:
         sent = pairs.get(Av.CHANNEL_BINDINGS, _NO_BINDING)
         if len(sent) != 16:
             raise NtlmError("MsvAvChannelBindings is damaged")
-        if self._binding is None:
-            if self._protection == "require":
-                raise NtlmError("there is no TLS of ours that the logon could be bound to")
-            return
+        if self._binding is None and self._protection == "require":
+            raise NtlmError("there is no TLS of ours that the logon could be bound to")
         if hmac.compare_digest(sent, _NO_BINDING):
             if self._protection == "require":
                 raise NtlmError("the client did not bind the logon to its TLS connection")
             return
-        ours = md5(bytes(16) + struct.pack("<I", len(self._binding)) + self._binding)
-        if not hmac.compare_digest(sent, ours):
+        # Over plain http, too: whoever tells of a TLS connection had one, and not with us
+        if self._binding is None or not hmac.compare_digest(sent, _bound_to(self._binding)):
             raise NtlmError("the logon is bound to another TLS connection: somebody stands between us and the client")
 
     def _check_target(self, pairs: Mapping[int, bytes]) -> None:
@@ -436,6 +442,11 @@ def _exported_key(response: Response, base: bytes) -> bytes:
 
 def _utf16(text: str) -> bytes:
     return text.encode("utf-16-le")
+
+
+def _bound_to(binding: bytes) -> bytes:
+    """What a client sends that is bound to this channel."""
+    return md5(bytes(16) + struct.pack("<I", len(binding)) + binding)
 
 
 def _check_type(message: bytes, kind: int, least: int, most: int) -> None:

@@ -178,8 +178,9 @@ class Desk:
         account = self._verifier.account(response)
         try:
             verified = await self._verifier.verify(response)
-        except winbind.Unavailable:  # nobody has looked at the proof
-            self._throttle.forgive(account, address)
+        except winbind.Unavailable as error:
+            if not error.was_asked:  # nobody has looked at the proof
+                self._throttle.forgive(account, address)
             raise
         self._throttle.forgive(account, address)
         last = complete(response, verified)
@@ -215,6 +216,11 @@ def complaints(settings: NtlmSettings) -> Iterable[str]:
         _ntlm_users.read(settings.users_file, _local(settings))
     except passwords.BadUsers as error:
         yield from error.sentences
+
+
+def untold(settings: NtlmSettings) -> frozenset[str]:
+    """What is never known of the users."""
+    return frozenset({"sids"} if settings.users_file else ())
 
 
 def channel_binding(exchange: frontd.Exchange) -> bytes | None:

@@ -23,6 +23,7 @@ Invariants
   again in each `window`; it makes no difference whether they come one by one or together, since a guess is counted
   before it is checked.
 * Names that exist and names that do not are counted alike.
+* All names that a directory takes for one account are counted as one (`counted`), since it locks the account.
 * Every table holds at most `MOST` keys; beyond it the one that was touched longest ago is forgotten.  To make room for
   themselves guessers need more than ``MOST / per_address`` addresses in each window.
 """
@@ -30,6 +31,7 @@ Invariants
 from __future__ import annotations
 
 import ipaddress
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Hashable
 from functools import lru_cache
@@ -116,6 +118,19 @@ class Throttle:
             return False
         key, place = _keys(user, address)
         return by_user.wait(key, now) > 0 or by_address.wait(place, now) > 0
+
+
+@lru_cache(4096)
+def counted(user: str) -> str:
+    """Under which name guesses at a user of a directory are counted, however the name is written.
+
+    Active Directory finds an account in any case, without accents and blanks, and under ``DOMAIN\\user``,
+    ``dns.domain\\user`` and ``user@realm``.  Accounts of several domains that have one name are counted as one: that is
+    stricter, and only from one address.
+    """
+    name = user.rpartition("\\")[2].partition("@")[0]
+    letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
+    return "".join(letter for letter in letters if unicodedata.category(letter)[0] not in "CMZ")
 
 
 def _keys(user: str, address: str) -> tuple[Hashable, Hashable]:

@@ -10,6 +10,7 @@ both give the account as the controller names it, its SIDs, and the session key.
 The library blocks for as long as the controller takes, so it is called in threads, a few for the whole process, each
 with a context of its own: a connection to winbindd, which serves one request at a time.  A logon that takes longer than
 its deadline is given up; its thread is lost until the library comes back, and not more than `THREADS` of them can be.
+Logons wait for a thread in line; beyond `QUEUE` of them it is `Busy`.
 
 SIDs of groups become names, ``DOMAIN\\group``, where winbindd knows one; what it said is remembered for an hour.
 
@@ -18,6 +19,7 @@ Invariants
 * Somebody is let in only by the library's success, with an account name and a domain name in its answer, and not as a
   guest (MS-PAC 2.5, UserFlags): all else is a refusal.
 * What the domain answers is taken for trouble on the way only where it is known to be that: else it counts as a guess.
+  So does what it was asked and has not answered in time.
 * The LMv2 response is not passed on.  A controller takes it in the place of an NTLMv2 response that is wrong, and then
   nothing of what stands in that one (channel binding, SPN, whether there is a MIC) would be proved.
 * Names and passwords that the pipe's protocol would cut off, or end at a NUL, are refused before they get there.
@@ -27,14 +29,16 @@ Invariants
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import trio
 from frontd_plugins._ntlm import NtlmError, Response, Verified
+from frontd_plugins._throttle import counted
 
 T = TypeVar("T")
 
@@ -45,10 +49,12 @@ TEXT_MAX = 255  # bytes of a name or password: they go into an `fstring` of 256,
 NTLMV1_SIZE = 24  # bytes (MS-NLMP 2.2.2.6); a controller may take those, too
 SIDS_MAX = 4096  # of one account; a token of Windows has 1024
 NAMES = 10_000  # SIDs whose names are remembered; the oldest is forgotten
+BATCH = 16  # SIDs that are asked about at once
 NAME_TTL = 3600.0  # s
 NO_NAME_TTL = 60.0  # s; the controller that knows it may have been away
 
 THREADS = trio.CapacityLimiter(8)  # of the process: they wait, and need no cores
+QUEUE = 256  # logons that may wait for a thread, unless `basic` says less
 
 # wbcErr of wbclient.h
 _SUCCESS, _NOT_AVAILABLE, _DOMAIN_NOT_FOUND, _UNKNOWN_GROUP = 0, 6, 7, 12
@@ -68,7 +74,31 @@ class Denied(NtlmError):
 
 
 class Unavailable(NtlmError):
-    """The domain could not be asked."""
+    """The domain could not be asked, or has not answered: `was_asked`, so that it may have counted a wrong guess."""
+
+    def __init__(self, why: str, *, was_asked: bool = False) -> None:
+        super().__init__(why)
+        self.was_asked = was_asked
+
+
+class Busy(Unavailable):
+    """Too many logons wait."""
+
+
+class Turn:
+    """Who comes first: the thread that asks, or the deadline.  Whoever gives up before it began is never asked for."""
+
+    def __init__(self) -> None:
+        self._taken = threading.Lock()
+
+    def begin(self) -> None:
+        """In the thread, before it asks.  Raises `Unavailable` when nobody waits any more."""
+        if not self._taken.acquire(blocking=False):
+            raise Unavailable("the deadline has passed")
+
+    def give_up(self) -> bool:
+        """At the deadline: whether the thread had not begun, and now never will."""
+        return self._taken.acquire(blocking=False)
 
 
 # What the domain says (NTSTATUS, MS-ERREF 2.3.1) to somebody it knows …
@@ -114,7 +144,7 @@ class Winbind:
 
     def account(self, response: Response) -> str:
         """Under which name guesses at this user are counted, whether there is one or not."""
-        return f"{response.domain}\\{response.user}".lower()
+        return counted(response.user)
 
     def standing(self, name: str) -> object:
         """What a logon stands on: the domain does not tell when it changes, so it holds as long as its connection."""
@@ -122,7 +152,7 @@ class Winbind:
 
     async def verify(self, response: Response) -> Verified:
         """Whose NTLM response it is.  Raises `Denied` and `Unavailable`."""
-        account, domain = _text(response.user, "user name"), _text(response.domain, "domain")
+        account, domain = _names_sent(response.user, response.domain)
         station, challenge, nt = _text(response.workstation, "workstation"), response.challenge, response.nt
         if not account:
             raise Denied("the user name is empty", is_known=False)
@@ -132,7 +162,7 @@ class Winbind:
 
     async def password(self, domain: str, user: str, password: str) -> Verified:
         """The account with this password; `domain` is empty for a `user@realm`.  Raises `Denied` and `Unavailable`."""
-        account, where = _text(user, "user name"), _text(domain, "domain")
+        account, where = _names_sent(user, domain)
         if "\\" in user:  # the pipe's protocol has one text for both
             raise Denied("the user name has a backslash", is_known=False)
         secret = _text(password, "password")
@@ -143,11 +173,20 @@ class Winbind:
         return await self._logon(lambda context: _by_password(context, account, where, secret))
 
     async def _logon(self, ask: Callable[[c_void_p], _Account]) -> Verified:
+        if THREADS.available_tokens < 1 and THREADS.statistics().tasks_waiting >= QUEUE:
+            raise Busy(f"{QUEUE} logons wait for winbind")
+        turn, found = Turn(), None
+
+        def work(context: c_void_p) -> _Account:
+            turn.begin()
+            return ask(context)
+
         with trio.move_on_after(self._deadline):
-            found = await _in_thread(ask)
+            found = await _in_thread(work)
             groups = await _names(found.sids)
             return Verified(found.name, groups, found.sids, found.session_key)
-        raise Unavailable(f"winbind has not answered within {self._deadline:g} s")
+        was_asked = found is None and not turn.give_up()
+        raise Unavailable(f"winbind has not answered within {self._deadline:g} s", was_asked=was_asked)
 
 
 def names() -> tuple[str, str]:
@@ -196,15 +235,21 @@ async def _names(sids: Iterable[str]) -> tuple[str, ...]:
             names.add(name)
         else:
             unknown.append(sid)
-    if unknown:
-        found = await _in_thread(lambda context: [_name(context, sid) for sid in unknown])
-        for sid, (is_known, name) in zip(unknown, found, strict=True):
+    for at in range(0, len(unknown), BATCH):  # what is found is kept, also when there is no time for the rest
+        batch = unknown[at : at + BATCH]
+        found = await _in_thread(partial(_named, batch))
+        for sid, (is_known, name) in zip(batch, found, strict=True):
             names.add(name)
             _remembered.pop(sid, None)
             _remembered[sid] = now + (NAME_TTL if is_known else NO_NAME_TTL), name
         while len(_remembered) > NAMES:
             _remembered.popitem(last=False)
     return tuple(sorted(names - {""}))
+
+
+def _named(sids: Iterable[str], context: c_void_p) -> list[tuple[bool, str]]:
+    """`_name` of each."""
+    return [_name(context, sid) for sid in sids]
 
 
 def _name(context: c_void_p, sid: str) -> tuple[bool, str]:
@@ -325,9 +370,11 @@ _idle: list[c_void_p] = []  # contexts that nobody uses; never more than there a
 async def _in_thread(ask: Callable[[c_void_p], T]) -> T:
     """Ask with a context of our own; the thread is left behind when it is cancelled."""
 
+    idle = _idle
+
     def work() -> T:
         try:
-            context = _idle.pop()
+            context = idle.pop()
         except IndexError:
             try:
                 context = c_void_p(_library().wbcCtxCreate())
@@ -338,7 +385,7 @@ async def _in_thread(ask: Callable[[c_void_p], T]) -> T:
         try:
             return ask(context)
         finally:
-            _idle.append(context)
+            idle.append(context)
 
     return await trio.to_thread.run_sync(work, limiter=THREADS, abandon_on_cancel=True)
 
@@ -349,6 +396,14 @@ def _text(text: str, what: str) -> bytes:
     if len(data) > TEXT_MAX or b"\0" in data:
         raise Denied(f"the {what} is longer than {TEXT_MAX} bytes, or has a NUL", is_known=False)
     return data
+
+
+def _names_sent(user: str, domain: str) -> tuple[bytes, bytes]:
+    """Account and domain, which the pipe's protocol puts into one text, ``DOMAIN\\user``.  Raises `Denied`."""
+    account, where = _text(user, "user name"), _text(domain, "domain")
+    if len(where) + 1 + len(account) > TEXT_MAX:
+        raise Denied(f"the user name and its domain are longer than {TEXT_MAX} bytes", is_known=False)
+    return account, where
 
 
 def _by_password(context: c_void_p, account: bytes, domain: bytes, secret: bytes) -> _Account:

@@ -209,6 +209,19 @@ def _is_under(reading: str, prefix: str) -> bool:
     return reading.startswith(prefix) or reading == prefix[:-1]
 
 
+def _void(gate: _Gate, untold: Iterable[str]) -> str:
+    """What a rule denies by, for people: all of it `untold` of somebody whom it may let in; empty: it holds."""
+
+    def kinds(names: _Names) -> set[str]:
+        return {kind for kind, some in (("groups", names.groups), ("sids", names.sids)) if some}
+
+    denied, allowed = kinds(gate.deny), kinds(gate.allow)
+    is_open = bool(gate.allow.words or gate.allow.users or allowed.difference(untold))
+    if not denied or not denied.issubset(untold) or not is_open:
+        return ""
+    return " and no ".join({"groups": "groups", "sids": "SIDs"}[kind] for kind in sorted(denied))
+
+
 def _gate(rule: Rule) -> _Gate:
     methods = frozenset(rule.methods) | ({"HEAD"} if "GET" in rule.methods else frozenset())
     allow, deny = _Names.of(rule.allow, wide=False), _Names.of(rule.deny, wide=True)
@@ -246,6 +259,14 @@ class Authorize(frontd.Plugin):
                 "such as `basic` among the plugins, or remove `authorize`"
             )
         gates = [_gate(rule) for rule in settings.rules]
+        for number, gate in enumerate(gates):
+            for word, untold in site.untold.items():
+                if void := _void(gate, untold):
+                    yield (
+                        f"rule {number + 1} ({settings.rules[number].path}) denies in vain whoever logs on by "
+                        f"`{word}`, which tells no {void}; deny them by another word as well (`sid:` for users of a "
+                        "domain, `group:` for those of a file), or name in `allow` who may"
+                    )
         for later, gate in enumerate(gates):
             for earlier, first in enumerate(gates[:later]):
                 every = not first.methods or (bool(gate.methods) and gate.methods <= first.methods)

@@ -56,7 +56,7 @@ from weakref import WeakValueDictionary
 import trio
 from frontd_plugins import _directory as directories
 from frontd_plugins import _passwords as passwords
-from frontd_plugins._throttle import Throttle
+from frontd_plugins._throttle import Throttle, counted
 from pydantic import Field, field_validator, model_validator
 
 import frontd
@@ -222,6 +222,11 @@ class Basic(frontd.Plugin):
         except passwords.BadUsers as error:
             yield from error.sentences
 
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        """A file has no SIDs, tickets no names of groups."""
+        return frozenset({"sids"} if settings.users_file else {"groups"} if settings.kerberos else ())
+
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
@@ -343,6 +348,10 @@ class Basic(frontd.Plugin):
 
     # ---------------------------------------------------------------------------------------------- a logon
 
+    def _counted(self, user: str) -> str:
+        """Under which name guesses are counted: a file's names are compared exactly, those of a domain are not."""
+        return user if self._directory is None else counted(user)
+
     def _remembers(self, key: bytes, user: str, address: str) -> bool:
         until = self._right.get(key)
         if until is None:
@@ -352,14 +361,15 @@ class Basic(frontd.Plugin):
             del self._right[key]
             return False
         self._right.move_to_end(key)
-        return not self._throttle.is_shut(user, address, now)
+        return not self._throttle.is_shut(self._counted(user), address, now)
 
     def _refusal(self, attempt: Attempt) -> frontd.Refuse | None:
         """Why nothing can be hashed now."""
         now = trio.current_time()
-        wait = self._throttle.wait(attempt.user, attempt.address, now)
+        who = self._counted(attempt.user)
+        wait = self._throttle.wait(who, attempt.address, now)
         if wait:
-            self._throttle.refuse(attempt.user, attempt.address, now)
+            self._throttle.refuse(who, attempt.address, now)
             return frontd.Refuse(429, "LogonThrottled", retry_after=math.ceil(wait))
         if self._threads.available_tokens < 1 and self._threads.statistics().tasks_waiting >= self.settings.queue:
             return frontd.Refuse(503, "LogonBusy", log=f"{self.settings.queue} logons wait", retry_after=1)
@@ -374,7 +384,7 @@ class Basic(frontd.Plugin):
             flight = self._flights.get(attempt.key)  # the first one has left: another has taken over, or I do
         if refusal := self._refusal(attempt):
             return refusal
-        self._throttle.guess(attempt.user, attempt.address, trio.current_time())
+        self._throttle.guess(self._counted(attempt.user), attempt.address, trio.current_time())
         flight = self._flights[attempt.key] = Flight()
         try:
             if self._directory is None:
@@ -385,7 +395,7 @@ class Basic(frontd.Plugin):
             del self._flights[attempt.key]
             flight.done.set()
         if flight.is_right:
-            self._throttle.forgive(attempt.user, attempt.address)
+            self._throttle.forgive(self._counted(attempt.user), attempt.address)
             self._remember(attempt)
         return self._verdict(attempt, flight)
 
@@ -402,7 +412,8 @@ class Basic(frontd.Plugin):
             flight.is_right = False
             flight.refusal = f"{attempt.user}: {error}" if error.is_known else str(error)
         except directories.Unavailable as error:
-            self._throttle.forgive(attempt.user, attempt.address)  # nobody has looked at the password
+            if not error.was_asked:  # nobody has looked at the password
+                self._throttle.forgive(self._counted(attempt.user), attempt.address)
             flight.trouble = str(error)
         else:
             self._keep(attempt.user, Account(attempt.stored, identity))

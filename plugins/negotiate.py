@@ -12,13 +12,15 @@ asks for mutual authentication expects a proof with each answer.  With ``persist
 remembered to be somebody's, until the ticket ends.
 
 NTLM is there only when it is listed.  Then it is done where the client prefers it, and where the client would rather
-have Kerberos but sends no ticket, or one that does not work: the server chooses NTLM, and asks for a signature of the
-list of mechanisms (RFC 4178 5).  Its legs are read by `_spnego` and `_ntlm`, and never shown to GSSAPI.  It logs on the
+have Kerberos but sends no ticket, or one that we have no key for: the server chooses NTLM, and asks for a signature of
+the list of mechanisms (RFC 4178 5).  A token that Kerberos has looked at and refused, as a replay is, or one of another
+channel, stays refused.  Its legs are read by `_spnego` and `_ntlm`, and never shown to GSSAPI.  It logs on the
 connection, not the request, as with HTTP.sys (`_ntlm_desk` says how).  Where it is not listed, GSSAPI gets every token,
 and Kerberos is all it knows.
 
 Extended protection (RFC 5929, tls-server-end-point): the client tells in its token which certificate it has been shown.
-``allow`` refuses whoever tells of another one than ours, ``require`` also whoever tells of none.
+``allow`` refuses whoever tells of another one than ours, ``require`` also whoever tells of none.  On plain http there
+is no certificate of ours: with ``allow`` whoever tells of one is refused, unless it may be that of a trusted proxy.
 
 What a logon lets us do in the user's name elsewhere (``delegation``) is left in the exchange for whoever forwards it.
 The KDC has then to know us; while it cannot be asked, people log on all the same and nothing is delegated.
@@ -42,6 +44,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import secrets
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -51,6 +54,7 @@ from frontd_plugins import _gss as gss
 from frontd_plugins import _gss_initiate as initiate
 from frontd_plugins import _keytab as keytab
 from frontd_plugins import _ntlm_desk as desk
+from frontd_plugins import _winbind as winbind
 from frontd_plugins._ntlm import SIGNATURE, NtlmError, is_first
 from frontd_plugins._spnego import NTLM, NtlmInSpnego, offer, wants_ntlm
 from pydantic import Field, field_validator, model_validator
@@ -61,6 +65,7 @@ LEGS = 4  # of one handshake: Kerberos takes one, SPNEGO's negotiation at most t
 HANDSHAKE = 30.0  # s from the first leg to the last
 TOKEN = 48 << 10  # bytes; MaxTokenSize of Windows is 48000 (in base64 HTTP.sys could not take more: MaxFieldLength)
 FIELD = 4 * TOKEN // 3  # letters of it in base64
+END_POINT = b"tls-server-end-point:"  # RFC 5929 4
 INITIAL = 0x60  # the first byte of a first token, RFC 2743 3.1
 
 Answer = frontd.Identity | frontd.Continue | frontd.Refuse
@@ -119,8 +124,9 @@ class Negotiate(frontd.Plugin):
         extended_protection: Literal["none", "allow", "require"] = Field(
             default="allow",
             description="Whether a token must be bound to this TLS connection (RFC 5929, tls-server-end-point): `none` "
-            "does not look, `allow` refuses a wrong binding, `require` also none (IIS tokenChecking: None; `allow` "
-            "here, since whoever tells of another certificate was shown another one).",
+            "does not look, `allow` refuses a wrong binding (on plain http any, except from a trusted proxy), "
+            "`require` also none (IIS tokenChecking: None; `allow` here, since whoever tells of another certificate "
+            "was shown another one).",
         )
 
         delegation: frontd.Flag = Field(
@@ -179,6 +185,11 @@ class Negotiate(frontd.Plugin):
                 f"{settings.keytab} has no key for {', '.join(absent)}, for which clients of this site will have "
                 f"tickets (or say spns); it has: {keytab.told(keys)}"
             )
+
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        """Tickets have no names of groups."""
+        return frozenset({"groups"}) | (desk.untold(settings.ntlm) if settings.ntlm is not None else frozenset())
 
     def prepare(self) -> None:
         """Say which keys there are.  Raises `ValueError` when nobody could log on."""
@@ -261,12 +272,14 @@ class Negotiate(frontd.Plugin):
                 return await self._by_ntlm(exchange, pending, token)
             try:
                 found = await pending.handshake.step(token)
-            except gss.GssError as error:
+            except gss.Unworkable as error:
                 pending = self._fallen_back(exchange, pending, token, error)
                 return await self._by_ntlm(exchange, pending, token)
             if isinstance(found, gss.Leg):
                 return self._next_leg(exchange, pending, found.token)
             return self._identity(exchange, found)
+        except winbind.Busy as error:
+            return frontd.Refuse(503, "LogonBusy", log=f"NTLM: {error}", retry_after=1)
         except NtlmError as error:
             before = f" (before it, Kerberos: {pending.before})" if pending is not None and pending.before else ""
             return frontd.Refuse(401, "LogonFailed", substatus=1, log=f"NTLM: {error}{before}")
@@ -305,10 +318,12 @@ class Negotiate(frontd.Plugin):
         binding = tls.channel_binding if tls is not None else None
         if binding is None and protection == "require":
             raise gss.GssError("extended_protection: require, and this connection has no TLS that ends here")
+        if tls is None and not exchange.client.is_trusted_proxy:
+            return END_POINT + secrets.token_bytes(32)  # nobody's: whoever tells of TLS has it with somebody else
         return binding
 
-    def _fallen_back(self, exchange: frontd.Exchange, pending: Pending, token: bytes, error: gss.GssError) -> Pending:
-        """Choose NTLM after a first leg of Kerberos that has failed.  Raises `error` where that cannot be."""
+    def _fallen_back(self, exchange: frontd.Exchange, pending: Pending, token: bytes, error: gss.Unworkable) -> Pending:
+        """Choose NTLM after a first leg that was nothing for Kerberos.  Raises `error` where that cannot be."""
         if self._desk is None or pending.legs > 1 or not _offers_ntlm(token) or self._desk.obstacle(exchange):
             raise error
         return Pending(NtlmInSpnego(self._desk.acceptor(exchange)), pending.began, pending.legs, str(error))
@@ -342,7 +357,7 @@ class Negotiate(frontd.Plugin):
             raise gss.GssError("the ticket has expired")
         keeps = self.settings.persist == "connection" and not _is_shared(exchange)
         identity = frontd.Identity(
-            logon.name, sids=logon.sids, scheme="Negotiate", expires=time.time() + logon.lifetime,
+            logon.name, sids=logon.sids, scheme="Negotiate", expires=_end(time.time(), logon.lifetime),
             connection_bound=keeps,
         )  # fmt: skip
         if keeps:
@@ -356,6 +371,13 @@ class Negotiate(frontd.Plugin):
         """Have the client sent the last token of the handshake, if there is one."""
         if token:
             exchange.state(self)["proof"] = base64.b64encode(token).decode()
+
+
+def _end(now: float, lifetime: int) -> float:
+    """When a ticket ends, rounded down to a whole minute, so that all logons with one ticket are equal; exactly in its
+    last minute."""
+    end = now + lifetime
+    return end if lifetime < 60 else end - end % 60
 
 
 def _is_shared(exchange: frontd.Exchange) -> bool:
@@ -400,9 +422,9 @@ def _offers_ntlm(token: bytes) -> bool:
 
 
 def _is_token(challenge: bytes) -> bool:
-    """Whether a value of ``WWW-Authenticate`` is a leg of Negotiate, and not only its offer."""
-    scheme, _, rest = challenge.strip().partition(b" ")
-    return scheme.lower() == b"negotiate" and bool(rest.strip())
+    """Whether a value of ``WWW-Authenticate``, a list, has a leg of Negotiate and not only its offer."""
+    parts = (part.split(None, 1) for part in challenge.split(b","))
+    return any(len(words) > 1 and words[0].lower() == b"negotiate" for words in parts)
 
 
 def _absent(settings: Any, site: frontd.SiteFacts, keys: Iterable[keytab.Key]) -> list[str]:

@@ -34,6 +34,7 @@ from typing import Any, Literal, NamedTuple
 
 import trio
 from frontd_plugins import _ntlm_desk as desk
+from frontd_plugins import _winbind as winbind
 from frontd_plugins._ntlm import MESSAGE_MAX, Acceptor, NtlmError, Response, is_first
 from pydantic import Field, field_validator
 
@@ -96,6 +97,11 @@ class Ntlm(frontd.Plugin):
             )
         yield from desk.complaints(settings)
 
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        """A file has no SIDs."""
+        return desk.untold(settings)
+
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         settings = self.settings
@@ -124,7 +130,8 @@ class Ntlm(frontd.Plugin):
     ) -> frontd.Continue | Verdict | Coroutine[Any, Any, Verdict] | None:
         """The user of this connection, or the next leg of a handshake.
 
-        Refuses with 401 ``LogonFailed`` (IIS 401.1) and 429 ``LogonThrottled`` (RFC 6585 4).
+        Refuses with 401 ``LogonFailed`` (IIS 401.1), 429 ``LogonThrottled`` (RFC 6585 4) and 503
+        ``LogonBusy``.
         """
         state = exchange.client.state(self)
         if b"authorization" not in exchange.request.headers:
@@ -165,6 +172,8 @@ class Ntlm(frontd.Plugin):
         """The second leg, the proof and all that it covers."""
         try:
             identity, _ = await self._desk.verify(response, exchange.client.address, acceptor.complete)
+        except winbind.Busy as error:
+            return frontd.Refuse(503, "LogonBusy", log=f"NTLM, leg 2: {error}", retry_after=1)
         except NtlmError as error:
             return _refusal(f"NTLM, leg 2: {error}")
         self._desk.remember(exchange, state, identity)

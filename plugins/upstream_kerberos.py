@@ -129,7 +129,7 @@ class UpstreamKerberos(frontd.Plugin):
 
     @classmethod
     def check(cls, settings: Any, site: frontd.SiteFacts) -> Iterable[str]:
-        """A library or a key that is missing, and a mode in which nobody could be known."""
+        """A library or a key that is missing, a mode in which nobody could be known, and pools that cannot be meant."""
         if fault := gss.unavailable():
             yield fault
         if settings.mode != "own" and not site.has_authenticator:
@@ -142,6 +142,11 @@ class UpstreamKerberos(frontd.Plugin):
             ):  # which plugins may choose
                 near = difflib.get_close_matches(pool, site.pools, n=1)
                 yield f"there is no pool {pool}" + (f'; did you mean "{near[0]}"?' if near else "")
+            if pool in site.passing:
+                yield (
+                    f"the pool {pool} leaves logons to its apps (pass_through), and cannot get tokens of ours too: "
+                    f"take `pass_through` out of `pools.{pool}`, or `{pool}` out of the pools here"
+                )
         try:
             _principal(settings)
         except ValueError as error:

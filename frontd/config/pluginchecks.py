@@ -27,12 +27,15 @@ def plugins_fit(room: Room, draft: Draft) -> None:
     guarded = [_authenticates([*draft.plugins, *site.plugins]) for site in sites]
     behind = bool(draft.trusted_proxies)
     pools = frozenset(draft.pool_names | set(draft.pools))
-    facts = SiteFacts("", urls, everywhere, bool(guarded) and all(guarded), behind, pools)
+    passing = frozenset(name for name, pool in draft.pools.items() if pool.pass_through)
+    untold = _untold([*draft.plugins, *(entry for site in sites for entry in site.plugins)])
+    facts = SiteFacts("", urls, everywhere, bool(guarded) and all(guarded), behind, pools, passing, untold)
     for index, entry in enumerate(draft.plugins):
         _plugin_fits(room, room.plugins["", index], entry, facts)
     for site, has_authenticator in zip(sites, guarded, strict=True):
         words = (*everywhere, *(entry.name for entry in site.plugins))
-        facts = SiteFacts(site.name, tuple(site.urls), words, has_authenticator, behind, pools)
+        untold = _untold((*draft.plugins, *site.plugins))
+        facts = SiteFacts(site.name, tuple(site.urls), words, has_authenticator, behind, pools, passing, untold)
         for index, entry in enumerate(site.plugins):
             node = room.plugins[site.name, index]
             if "accept_client" in entry.kind.hooks:
@@ -68,6 +71,18 @@ def _heads_fit(room: Room, draft: Draft, site: Site) -> None:
 
 def _authenticates(entries: Iterable[PluginEntry]) -> bool:
     return any("authenticate" in entry.kind.hooks for entry in entries)
+
+
+def _untold(entries: Iterable[PluginEntry]) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        if "authenticate" in entry.kind.hooks and (untold := getattr(entry.kind.plugin, "untold", None)) is not None:
+            try:
+                missing = frozenset(untold(entry.settings))
+            except Exception:  # a fault of the plugin: rules do not rely on it
+                missing = frozenset({"groups", "sids"})
+            found[entry.name] = found.get(entry.name, frozenset()) | missing
+    return found
 
 
 def _plugin_fits(room: Room, node: Node, entry: PluginEntry, facts: SiteFacts) -> None:

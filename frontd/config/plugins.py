@@ -32,8 +32,9 @@ class SiteFacts:
     """What a plugin may look at when it checks its settings.
 
     `name` of the site (empty: the plugin stands at the top, for every site), `urls`, the words of all plugins that are
-    asked here in their order, whether one of them authenticates, whether clients may come through trusted proxies, and
-    the names of all pools.
+    asked here in their order, whether one of them authenticates, whether clients may come through trusted proxies, the
+    names of all pools, and of those that leave logons to their apps (``pass_through``), and what each authenticator
+    does not tell of its users (`Plugin.untold`).
     """
 
     name: str
@@ -42,6 +43,8 @@ class SiteFacts:
     has_authenticator: bool
     behind_proxies: bool = False
     pools: frozenset[str] = frozenset()
+    passing: frozenset[str] = frozenset()
+    untold: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Check(Protocol):

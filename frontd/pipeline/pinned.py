@@ -13,6 +13,9 @@ Where a pool does not say so, and for what must not be pinned, a connection that
 passed over serves that one exchange and is closed.  So Kerberos in one leg works through every pool, NTLM only through
 a pin, and nobody ever meets the logon of somebody else.
 
+The pins of one client address are limited, since an app's connections are few and who asks for a logon need not have
+one: a further pin ends one that is idle, of those that were not logged on first.
+
 A pin holds a permit of its place (``concurrency``) while an exchange runs, as every request does, and none between two
 exchanges: a user who reads a page keeps nobody out.
 
@@ -25,12 +28,15 @@ Invariants
 * Nothing is sent twice: an app that goes away before it has answered ends the client's connection.  Where that
   connection had answers before, it is cut without a word, as the app has done it: a client takes it for an idle
   connection that ended, and logs on again on a new one (RFC 9112 9.3.1).
-* No pin for who shares a connection with others: a client behind a trusted proxy is refused, and so is HTTP/1.0.
+* No pin for who shares a connection with others: what comes through a trusted proxy or shows a ``Via`` begins none,
+  and neither does HTTP/1.0.  Over a connection that has one, such a request is refused, and both ends close.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from contextlib import suppress
+from functools import lru_cache
 from typing import Protocol
 
 import trio
@@ -47,6 +53,10 @@ from frontd.upstream.client import Upstream
 from frontd.upstream.lease import NOBODY, Lease
 from frontd.upstream.pool import Pool
 
+ASKED = 30.0  # s that an app's connection waits for who was asked to log on: clients go on at once or begin anew
+# Pins of one client address in a pool.  Postfix limits the connections of an address too, to 50 of peers that need few;
+# a browser has 6 for one user, and an address may be an office's, so there is room for some 40 of them.
+MOST = 256
 AGE = 3600.0  # s after which a pin ends behind an answer; nginx keepalive_time: 1 h
 # How schemes that log a connection on begin, and the word for them in ``pass_through``.  By the beginning, since
 # Negotiate has relatives (Nego2, Negotiate-…) that do the same; HAProxy once passed over them.
@@ -98,14 +108,16 @@ def _scheme_of(value: bytes) -> str:
 class Pin:
     """The upstream connection of a client connection in one pool; `upstream` and `place` are None until it is made."""
 
-    __slots__ = ("born", "holder", "is_over", "place", "pool", "upstream")
+    __slots__ = ("born", "client", "holder", "is_asked", "is_over", "place", "pool", "upstream")
 
-    def __init__(self, pool: Pool, holder: Holder) -> None:
+    def __init__(self, pool: Pool, holder: Holder, client: str) -> None:
         self.pool = pool
+        self.client = client  # its address, as it is counted
         self.holder = holder
         self.place: Place | None = None
         self.upstream: Upstream | None = None
         self.born = 0.0
+        self.is_asked = False  # to log on, by the last answer
         self.is_over = False
 
     def __repr__(self) -> str:
@@ -134,14 +146,37 @@ class Pin:
 
     async def _made(self, exchange: Exchange, connect_timeout: float) -> Lease:
         await task_lane()
+        self._enter()
         asked = trio.current_time()
         try:
             lease = await self.pool.lease(connect_timeout, self)
+        except BaseException:
+            self._leave()
+            raise
         finally:
             exchange.queue_wait += trio.current_time() - asked
         self.upstream, self.place, self.born = lease.connection, lease.place, trio.current_time()
         self.pool.keepers.add(self)
         return lease
+
+    def _enter(self) -> None:
+        """Take one of the connections of the client's address.  Raises `FrontdError`: ``ConnLimit``."""
+        crowds = self.pool.crowds
+        crowd = crowds.get(self.client, ())
+        if len(crowd) >= MOST:
+            idle = [pin for pin in crowd if isinstance(pin, Pin) and pin.upstream is not None and pin.upstream.is_idle]
+            if not idle:
+                detail = f"{self.pool.settings.name}: {MOST} connections of one client address, all of them busy"
+                raise FrontdError(Reason.ConnLimit, detail=detail, retry_after=1)
+            min(idle, key=Pin.standing).end()
+        crowds.setdefault(self.client, set()).add(self)
+
+    def _leave(self) -> None:
+        crowds = self.pool.crowds
+        if (crowd := crowds.get(self.client)) is not None:
+            crowd.discard(self)
+            if not crowd:
+                del crowds[self.client]
 
     async def _waited_for(self, exchange: Exchange, place: Place, upstream: Upstream) -> Lease:
         await task_lane()
@@ -167,6 +202,10 @@ class Pin:
         self.end()
         detail = f"{self.place.name if self.place else '-'}: the connection of this client to its app: {what}"
         return FrontdError(Reason.Connection_Abandoned_By_ReqQueue, status=status, detail=detail)
+
+    def standing(self) -> tuple[bool, float]:
+        """What goes first when room is needed: who was asked to log on, then who has been idle for longest."""
+        return not self.is_asked, self.upstream.idle_since if self.upstream is not None else 0.0
 
     @property
     def _is_old(self) -> bool:
@@ -198,8 +237,10 @@ class Pin:
         self.end()
 
     def look(self, oldest: float, /) -> None:
-        """End it if it has been idle since `oldest`, or is too old."""
+        """End it if it has been idle since `oldest`, or is too old; sooner where no logon came of it."""
         upstream = self.upstream
+        if self.is_asked:
+            oldest = max(oldest, clock.now() - ASKED)
         if upstream is not None and upstream.is_idle and (upstream.idle_since <= oldest or self._is_old):
             self.end()
 
@@ -212,6 +253,7 @@ class Pin:
         """The client's connection has ended."""
         self.is_over = True
         self.pool.keepers.discard(self)
+        self._leave()
         if self.upstream is not None and self.upstream.is_idle:
             self.upstream.stream.close_now()
 
@@ -222,29 +264,52 @@ class Pin:
 def pin_for(exchange: Exchange, down: Downstream, pool: Pool, logon: str) -> Pin | None:
     """The pin that a request goes over, which begins with one that carries credentials (`logon`); None: it needs none.
 
-    Raises `FrontdError` where one is needed and must not be: ``Forbidden`` behind a trusted proxy, ``Version_N/S`` for
-    HTTP/1.0.
+    Raises `FrontdError` where one is needed or there and must not be, and ends it: ``Forbidden`` where a proxy shares
+    the connection, ``Version_N/S`` for HTTP/1.0.
     """
     holder = down.holder
     pin = holder.pins.get(pool) if holder.pins is not None else None
     begins = logon in pool.settings.pass_through
-    if exchange.client.is_trusted_proxy:  # maybe only since a reload
+    if (pin is not None or begins) and (proxy := _proxy_of(exchange)):
         if pin is not None:
             pin.end()
-        if begins:
-            raise FrontdError(Reason.Forbidden, detail=f"{logon} logs a connection on; a proxy's is many users'")
-        return None
+        raise FrontdError(
+            Reason.Forbidden,
+            detail=f"{logon or 'a logon'} logs a connection on; a proxy's is many users' ({proxy})",
+            hint="This needs a connection that is not shared by a proxy.",
+        )
+    if (pin is not None or begins) and exchange.request.version != "1.1":
+        if pin is not None:
+            pin.end()
+        raise FrontdError(Reason.Version_NS, hint="This needs HTTP/1.1.")
     if pin is None and begins:
-        if exchange.request.version != "1.1":
-            raise FrontdError(Reason.Version_NS, hint="This needs HTTP/1.1.")
-        pin = _begun(pool, holder)
+        pin = _begun(pool, holder, exchange)
     return pin
 
 
-def _begun(pool: Pool, holder: Holder) -> Pin:
+def _proxy_of(exchange: Exchange) -> str:
+    """By what a connection is known for a proxy's, which many users may share; empty: it is one user's, as far as the
+    request shows.  Proxies say that they are there by ``Via`` (RFC 9110 7.6.3)."""
+    if exchange.client.is_trusted_proxy:  # maybe only since a reload
+        return "trusted_proxies"
+    return "Via" if b"via" in exchange.request.headers else ""
+
+
+@lru_cache(4096)
+def network(address: str) -> str:
+    """A client's address as pins are counted: one IPv6 client has at least a /64 for itself (RFC 6177); an IPv4 address
+    that is mapped into IPv6 is that."""
+    try:
+        it = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(it.ipv4_mapped or it.packed[:8].hex())
+
+
+def _begun(pool: Pool, holder: Holder, exchange: Exchange) -> Pin:
     if holder.pins is None:
         holder.pins = {}
-    pin = holder.pins[pool] = Pin(pool, holder)
+    pin = holder.pins[pool] = Pin(pool, holder, network(exchange.client.address))
     return pin
 
 
@@ -252,14 +317,16 @@ def note(exchange: Exchange, down: Downstream, lease: Lease, head: ResponseHead)
     """An answer has begun.  Where it asks for a logon, the connection that it came over serves nobody else, and the
     client's next request goes over a pin; where a pin's connection ends with it, so does the client's."""
     if lease.keeper is not None:
+        if isinstance(lease.keeper, Pin):
+            lease.keeper.is_asked = head.status == 401
         if lease.keeper is not NOBODY and not head.keep_alive:
             down.closes = True
     elif challenge := challenge_in(head.headers):
         lease.keeper = NOBODY
-        pool, is_own = lease.pool, exchange.request.version == "1.1" and not exchange.client.is_trusted_proxy
+        pool, is_own = lease.pool, exchange.request.version == "1.1" and not _proxy_of(exchange)
         if is_own and challenge in pool.settings.pass_through:
             assert isinstance(pool, Pool)
-            _begun(pool, down.holder)
+            _begun(pool, down.holder, exchange)
 
 
 def over(lease: Lease) -> None:

@@ -71,6 +71,12 @@ class Plugin:
         load."""
         return ()
 
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        """Which of ``groups`` and ``sids`` identities of this authenticator may lack, although the users have some:
+        a rule that denies by these would not hold for them."""
+        return frozenset()
+
 
 def blocking(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Decorates a hook that blocks (files, DNS, a library without async): it runs in a thread, at most eight at once.

@@ -70,6 +70,7 @@ class Pool:
         self._waiting = self.queue.waiters
         self._lines: dict[Place, RequestQueue[Lease]] = {}  # of those who wait for one place alone
         self.keepers: set[Keeper] = set()  # who have a connection
+        self.crowds: dict[str, set[Keeper]] = {}  # who have one or are about to, by the client's address
         self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
         self.places: list[Place] = []
         self._turn = 0

@@ -276,6 +276,11 @@ def test_what_it_is_told_of_the_site() -> None:
     seen.clear()
     load("[checked]", known=[plugin])
     assert not seen[0].has_authenticator
+    seen.clear()
+    more = "pools: {app: {targets: ['http://a.test'], pass_through: [ntlm]}, plain: {targets: ['http://b.test']}}\n"
+    load("[checked]", top="plugins: [checked]\n" + more, known=[plugin])
+    assert [facts.passing for facts in seen] == [{"app"}, {"app"}]
+    assert seen[0].passing < seen[0].pools
 
 
 def test_limits_that_a_plugin_brings() -> None:

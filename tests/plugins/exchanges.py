@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import frontd
@@ -34,7 +34,13 @@ def asked(
     return exchange
 
 
-def complaints(plugin: type[frontd.Plugin], *, has_authenticator: bool = True, **settings: Any) -> list[str]:
+def complaints(
+    plugin: type[frontd.Plugin],
+    *,
+    has_authenticator: bool = True,
+    untold: Mapping[str, frozenset[str]] | None = None,
+    **settings: Any,
+) -> list[str]:
     """What the plugin's own check says about these settings on a site."""
-    facts = frontd.SiteFacts("site", (), (plugin.name,), has_authenticator)
+    facts = frontd.SiteFacts("site", (), (plugin.name,), has_authenticator, untold=untold or {})
     return list(plugin.check(plugin.Settings(**settings), facts))

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from frontd_plugins.authorize import Authorize
+from frontd_plugins.basic import Basic
+from frontd_plugins.negotiate import Negotiate
+from frontd_plugins.ntlm import Ntlm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -309,3 +312,79 @@ async def test_the_same_on_real_sockets_kept_alive(tmp_path: Path, autojump_cloc
             head, _ = await line.get("/")
             assert head.startswith(b"HTTP/1.1 200 ")
             assert [b"X-Remote-User: root\r\n" in head for head in it.heads] == [True, False]
+
+
+# ---------------------------------------------------------------------------------------------------- denied in vain
+
+GROUPS, SIDS = frozenset({"groups"}), frozenset({"sids"})
+
+
+@pytest.mark.parametrize(
+    ("untold", "allow", "deny", "void"),
+    [
+        (GROUPS, ["authenticated"], ["group:trainees"], "groups"),
+        (GROUPS, ["alice"], ["group:trainees", "bob"], "groups"),
+        (GROUPS, [f"sid:{SID}-1"], ["group:trainees"], "groups"),
+        (SIDS, ["authenticated"], [f"sid:{SID}-2"], "SIDs"),
+        (GROUPS | SIDS, ["authenticated"], ["group:trainees", f"sid:{SID}-2"], "groups and no SIDs"),
+        (GROUPS, ["authenticated"], ["group:trainees", f"sid:{SID}-2"], ""),  # each way has its word
+        (GROUPS, ["group:staff"], ["group:trainees"], ""),  # nobody without groups gets in
+        (GROUPS, ["authenticated"], ["bob"], ""),
+        (frozenset(), ["authenticated"], ["group:trainees"], ""),
+    ],
+)
+def test_a_deny_that_an_authenticator_makes_void(
+    untold: frozenset[str], allow: list[str], deny: list[str], void: str
+) -> None:
+    rules = [{"path": "/admin/", "allow": allow, "deny": deny}]
+    found = complaints(Authorize, untold={"negotiate": untold}, rules=rules)
+    assert len(found) == bool(void)
+    if void:
+        assert f"rule 1 (/admin/) denies in vain whoever logs on by `negotiate`, which tells no {void}" in found[0]
+
+
+def test_what_authenticators_do_not_tell() -> None:
+    users: dict[str, Any] = {"users_file": Path("users")}
+    winbind: dict[str, Any] = {"winbind": {}}
+    kerberos = {"kerberos": {"realm": "A.TEST", "keytab": "k", "spn": "HTTP/a.test"}}
+    told: list[tuple[type[frontd.Plugin], dict[str, Any], frozenset[str]]] = [
+        (Basic, users, SIDS), (Basic, winbind, frozenset()), (Basic, kerberos, GROUPS),
+        (Ntlm, users, SIDS), (Ntlm, {"verifier": "winbind"}, frozenset()),
+        (Negotiate, {"keytab": "k"}, GROUPS),
+        (Negotiate, {"keytab": "k", "mechanisms": ["kerberos", "ntlm"], "ntlm": users}, GROUPS | SIDS),
+        (Negotiate, {"keytab": "k", "mechanisms": ["kerberos", "ntlm"], "ntlm": {"verifier": "winbind"}}, GROUPS),
+    ]  # fmt: skip
+    for plugin, settings, lacking in told:
+        assert plugin.untold(plugin.Settings.model_validate(settings)) == lacking
+
+
+class ByTicket(ByHeader):
+    """Knows no names of groups."""
+
+    name = "by_ticket"
+
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        return GROUPS
+
+
+class Faulty(ByHeader):
+    """Does not know what it knows."""
+
+    name = "faulty"
+
+    @classmethod
+    def untold(cls, settings: Any) -> frozenset[str]:
+        raise RuntimeError
+
+
+def test_check_knows_the_authenticators_of_the_site() -> None:
+    rules = {"authorize": [{"allow": ["authenticated"], "deny": ["group:trainees"]}]}
+    for plugin in (ByTicket, Faulty):
+        with (
+            pytest.raises(ConfigurationError, match=f"in vain whoever logs on by `{plugin.name}`"),
+            site([{plugin: {}}, rules]),
+        ):
+            pass
+    with site([{ByHeader: {}}, rules]):
+        pass

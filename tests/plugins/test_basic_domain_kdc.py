@@ -208,3 +208,13 @@ def test_spellings_of_windows(typed: str, spelled: str) -> None:
 def test_what_is_no_name_of_windows(typed: str) -> None:
     with pytest.raises(ValueError, match="none of Windows"):
         directories.Domain(directories.WinbindSettings(domain="FRONTD")).spelled(typed)
+
+
+async def test_guesses_are_counted_for_the_account_however_its_name_is_spelled(house: Realm) -> None:
+    """A domain knows an account in any case and without accents, and would lock it."""
+    it = desk(house.folder / "http.keytab", failures_per_user=3)
+    for name in ("Alice", "ALICE", f"alicé@{NAME.lower()}"):
+        assert outcome(await logon(it, name, "guess")) == "LogonFailed"
+    assert outcome(await logon(it, "aLiCe", "guess")) == "LogonThrottled"
+    assert outcome(await logon(it, "alice", "secret")) == "LogonThrottled"
+    assert outcome(await logon(it, "bob", "guess")) == "LogonFailed"

@@ -175,6 +175,15 @@ def test_a_token_of_the_apps_is_dropped(house: Realm, alice: Path) -> None:
         assert len(values[1]) > 100
 
 
+@pytest.mark.parametrize(
+    "value", ["Basic realm=x, Negotiate YQ==", "Negotiate, negotiate YQ==", "Negotiate\tYQ==", ", Negotiate  YQ=="]
+)
+def test_a_token_in_a_list_is_dropped(house: Realm, alice: Path, value: str) -> None:
+    with site(armed(house)) as s:
+        s.app.respond(401, [("WWW-Authenticate", value), ("WWW-Authenticate", "Negotiate, Basic realm=y")])
+        assert s.get("/", logon(alice)).headers.get_all("WWW-Authenticate") == ["Negotiate, Basic realm=y"]
+
+
 # ---------------------------------------------------------------------------------------------------- a connection
 
 

@@ -14,8 +14,9 @@ from spnego._spnego import NegState, NegTokenResp, unpack_token
 
 from frontd.testing import Answer, Client, ConfigurationError, SiteUnderTest, site
 from tests.plugins.ntlmclients import challenge_of, field_of, kerberos_first, ntlm_first, step, windows
-from tests.plugins.test_negotiate import alice, armed, logon, refusal
-from tests.windows.realm import Realm, house, kdc
+from tests.plugins.test_negotiate import HOST, alice, armed, logon, refusal
+from tests.plugins.test_negotiate_refused import NTLM, REAL_KRB5, negotiation
+from tests.windows.realm import KRB5, Realm, house, kdc, skewed, token
 
 __all__ = ["alice", "house", "kdc"]  # fixtures
 
@@ -148,3 +149,47 @@ def unpacked(token: bytes) -> NegTokenResp:
     found = unpack_token(token)
     assert isinstance(found, NegTokenResp)
     return found
+
+
+# ---------------------------------------------------------------------------------------------------- after Kerberos
+
+
+def after_kerberos(s: SiteUnderTest, mech_token: bytes) -> list[str]:
+    """What a client is told that offers Kerberos with this token, and then NTLM."""
+    answer = s.get("/", field_of(negotiation(REAL_KRB5, NTLM, mech_token=mech_token), "Negotiate"))
+    assert (answer.status, answer.upstream) == (401, None)
+    return answer.headers.get_all("WWW-Authenticate")
+
+
+def test_a_ticket_that_we_have_no_key_for_becomes_ntlm(there: SiteUnderTest, house: Realm, alice: Path) -> None:
+    house.service("HTTP/unknown.example", keytab="unknown.keytab")
+    for host in ("other.example", "unknown.example"):
+        (chosen,) = after_kerberos(there, token(alice, host, mechanism=KRB5))
+        assert unpacked(spnego_token(chosen)).neg_state == NegState.request_mic
+
+
+def test_what_kerberos_refuses_does_not_become_ntlm(there: SiteUnderTest, house: Realm, alice: Path) -> None:
+    """Whoever repeats, relays or changes a token is not asked for another proof."""
+    house.fetch(alice, f"HTTP/{HOST}")
+    used = token(alice, HOST, mechanism=KRB5)
+    assert there.get("/", field_of(used, "Negotiate")).status == 200
+    changed = bytearray(token(alice, HOST, mechanism=KRB5))
+    changed[-40] ^= 1
+    in_the_ticket = bytearray(token(alice, HOST, mechanism=KRB5))
+    in_the_ticket[300] ^= 1
+    late = token(skewed(alice, 600), HOST, mechanism=KRB5)
+    for sent, why in (
+        (used, "replay: "),
+        (bytes(changed), "the token was changed on its way"),
+        (bytes(in_the_ticket), "wrong key: "),
+        (late, "clock skew: "),
+    ):
+        assert after_kerberos(there, sent) == ["Negotiate"]
+        assert refusal(there).startswith(why)
+
+
+def test_another_channel_does_not_become_ntlm(house: Realm, alice: Path, tmp_path: Path) -> None:
+    bound = token(alice, HOST, mechanism=KRB5, binding=b"tls-server-end-point:" + bytes(32))
+    with site(both(house, tmp_path), scheme="http") as s:
+        assert after_kerberos(s, bound) == ["Negotiate"]
+        assert refusal(s).startswith("binding mismatch: ")

@@ -6,6 +6,7 @@ Delegation itself takes a domain: tests/windows/test_delegation.py.
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 import trio
 from frontd_plugins import _gss_initiate as initiate
 from frontd_plugins._gss import GssBusy, GssError
-from frontd_plugins.upstream_kerberos import Realms
+from frontd_plugins.upstream_kerberos import Realms, UpstreamKerberos
 from hypothesis import given
 from hypothesis import strategies as st
 
+import frontd
 from frontd.testing import ConfigurationError, SiteUnderTest, site
 from tests.plugins.logons import ALICE
 from tests.windows.backend import seen
@@ -382,6 +384,18 @@ def test_what_cannot_work_is_said(house: Realm, keys: Path, settings: dict[str, 
     with pytest.raises(ConfigurationError) as caught:
         site(armed(keys, **settings)).__enter__()
     assert says in str(caught.value)
+
+
+def test_an_app_that_logs_clients_on_itself_gets_no_tokens_of_ours(keys: Path) -> None:
+    """A pool with ``pass_through`` is one client's by its logon; a token of ours would be another."""
+    settings = UpstreamKerberos.Settings(pools={"app": APP, "plain": APP}, keytab=keys, mode="own")
+    facts = frontd.SiteFacts("a", (), ("upstream_kerberos",), False, pools=frozenset({"app", "plain"}))
+    assert list(UpstreamKerberos.check(settings, facts)) == []
+    (said,) = UpstreamKerberos.check(settings, replace(facts, passing=frozenset({"app", "other"})))
+    assert said == (
+        "the pool app leaves logons to its apps (pass_through), and cannot get tokens of ours too: take `pass_through` "
+        "out of `pools.app`, or `app` out of the pools here"
+    )
 
 
 def test_delegation_takes_negotiate(house: Realm, keys: Path, tmp_path: Path) -> None:

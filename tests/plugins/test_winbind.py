@@ -295,6 +295,19 @@ async def test_a_winbind_that_does_not_answer(autojump_clock: Any, monkeypatch: 
     assert trio.current_time() >= 10
 
 
+@pytest.mark.parametrize(
+    ("domain_name", "user"),
+    [
+        ("FRONTD", "bob"), ("frontd", "BOB"), ("ad.frontd.test", "bob"), ("", "bob"), (".", "bob"),
+        ("", "bob@AD.FRONTD.TEST"), ("", "FRONTD\\bob"), ("FRONTD", "b\u00f6b"), ("FRONTD", "bo\u0308b"),
+        ("FRONTD", "bob "), ("FRONTD", "bo\u00adb"), ("FRONTD", "\uff42ob"),
+    ],
+)  # fmt: skip
+def test_guesses_are_counted_for_the_account_however_its_name_is_spelled(domain_name: str, user: str) -> None:
+    sent = Response(user, domain_name, "DESK", CHALLENGE, b"", b"", {}, 0, b"", b"")
+    assert Winbind().account(sent) == "bob"
+
+
 # ---------------------------------------------------------------------------------------------------- settings
 
 

@@ -49,9 +49,11 @@ PASSWORDS = {
     "eve": "Eve-pass1!",  # her account has expired
     "fred": "Fred-pass1",  # has to change his password first
     "gina": "Gina-pass1",  # to be locked out
+    "evil": "Evil-pass1",  # whose UPN is boss@REALM
     "svc-front": "Svc-pass1!",
     "svc-backend": "Svc-pass1!",
 }
+MACHINE = "Machine-pass1"  # of pc1$
 LOCKOUT = 10  # wrong passwords
 AES = "24"  # AES128 and AES256 (MS-KILE 2.2.7); without it exported keys are RC4
 # MS-ADTS 2.2.16
@@ -59,6 +61,7 @@ NORMAL, DISABLED, TRUSTED_TO_AUTH_FOR_DELEGATION = 0x200, 0x2, 0x1000000
 ACCOUNTS: dict[str, Any] = {
     "lockout": LOCKOUT,
     "users": PASSWORDS,
+    "machines": {"pc1": MACHINE},
     "groups": {
         "webusers": {"scope": "global", "members": ["bob"]},
         "readers": {"scope": "local", "members": ["webusers"]},
@@ -68,6 +71,7 @@ ACCOUNTS: dict[str, Any] = {
         "dora": {"userAccountControl": str(NORMAL | DISABLED)},
         "eve": {"accountExpires": "132223104000000000"},  # 2020-01-01, in 100 ns since 1601
         "fred": {"pwdLastSet": "0"},
+        "evil": {"userPrincipalName": f"boss@{REALM}"},
         "svc-front": {
             "servicePrincipalName": [FRONT],
             "userPrincipalName": f"{FRONT}@{REALM}",  # S4U2Proxy asks for tickets under the SPN's own name

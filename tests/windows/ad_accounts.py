@@ -47,6 +47,9 @@ def sids(name, attribute):
 change(str(database.domain_dn()), lockoutThreshold=str(wanted["lockout"]))
 for name, password in wanted["users"].items():
     database.newuser(name, password)
+for name, password in wanted["machines"].items():
+    database.newcomputer(name)
+    database.setpassword(f"(sAMAccountName={name}$)", password)
 for name, group in wanted["groups"].items():
     kinds = {"global": dsdb.GTYPE_SECURITY_GLOBAL_GROUP, "local": dsdb.GTYPE_SECURITY_DOMAIN_LOCAL_GROUP}
     database.newgroup(name, grouptype=kinds[group["scope"]])
