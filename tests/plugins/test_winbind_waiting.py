@@ -140,6 +140,7 @@ async def test_names_of_groups_that_were_found_are_kept_when_the_time_is_over(
         if len(asked) == 200:
             is_stuck.set()
             assert may_answer.wait(30)
+            raise winbind.Unavailable("nobody hears this")  # the rest of the batch would be asked of the library itself
         return True, f"FRONTD\\{sid}"
 
     monkeypatch.setattr(winbind, "_name", name)
