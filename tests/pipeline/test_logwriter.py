@@ -45,10 +45,10 @@ def writer(access: LogFile = OFF, error: LogFile = OFF) -> Iterator[LogWriter]:
         it.close(30)
 
 
-def wait_until(path: Path) -> None:
-    """Until a file is there; the writer is a thread, so a real clock has to run here."""
+def wait_until(path: Path, *, is_written: bool = False) -> None:
+    """Until a file is there, or has something in it; the writer is a thread, so a real clock has to run here."""
     for _ in range(4000):
-        if path.exists():
+        if path.exists() and (path.stat().st_size or not is_written):
             return
         time.sleep(0.005)
     raise AssertionError(f"{path} never came")
@@ -202,8 +202,8 @@ def test_reopen_makes_a_file_at_once(tmp_path: Path) -> None:
     """logrotate's order: rename, signal, and whoever waits for the new file finds it without a request."""
     path, old = tmp_path / "access.log", tmp_path / "access.log-20260131"
     with writer(to(path)) as log:
-        wait_until(path)
         log.exchange(exchange("one"), 0.0, 0.0)
+        wait_until(path, is_written=True)  # a file that is renamed while it is being opened is opened anew
         path.rename(old)
         log.exchange(exchange("two"), 0.0, 0.0)
         log.reopen()

@@ -117,9 +117,10 @@ async def test_the_99th_percentile_beside_slow_readers(tmp_path: Path) -> None:
                             assert sock.recv(9) == b"HTTP/1.1 "
                         status = await house.status()
                         assert status["connections"] == FAST + SLOW
-                        assert sum(one["active"] for one in status["pools"][0]["targets"]) == SLOW
+                        # of a few the kernel may have taken everything
+                        assert sum(one["active"] for one in status["pools"][0]["targets"]) >= 0.95 * SLOW
                         beside = percentile_99(fast, slow)
-                        status = await house.status()  # of a few the kernel may have taken everything by now
+                        status = await house.status()
                         assert sum(one["active"] for one in status["pools"][0]["targets"]) >= 0.95 * SLOW
                     ratios.append(beside / alone)
                     figures = f"{alone * 1000:.2f} ms alone, {beside * 1000:.2f} ms beside {SLOW} slow ones"
