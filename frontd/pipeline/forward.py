@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import trio
 
 from frontd.model.errors import FrontdError, UpstreamGone
 from frontd.model.headers import Headers, announced_trailers
-from frontd.model.messages import Request
+from frontd.model.messages import Exchange, Request
 from frontd.net.streams import LARGE_READ, READ_SIZE, Stream
 from frontd.net.traps import carry, clock, task_lane
 from frontd.pipeline.world import body_too_large
@@ -54,6 +56,16 @@ class Downstream(Protocol):
     def finish(self, trailers: Headers = ...) -> bool: ...
     async def flush(self) -> None: ...
     def begin_tunnel(self, headers: Headers) -> tuple[Stream, bytes]: ...
+
+
+@contextmanager
+def queueing(exchange: Exchange) -> Iterator[None]:
+    """Count the time spent here as time that `exchange` waited for its app."""
+    asked = trio.current_time()
+    try:
+        yield
+    finally:
+        exchange.queue_wait += trio.current_time() - asked
 
 
 class RequestBody:

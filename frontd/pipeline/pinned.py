@@ -46,7 +46,7 @@ from frontd.model.headers import Headers
 from frontd.model.messages import Exchange
 from frontd.net.streams import Owner, Stream
 from frontd.net.traps import clock, task_lane
-from frontd.pipeline.forward import Downstream
+from frontd.pipeline.forward import Downstream, queueing
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.balance import Place
 from frontd.upstream.client import Upstream
@@ -147,14 +147,12 @@ class Pin:
     async def _made(self, exchange: Exchange, connect_timeout: float) -> Lease:
         await task_lane()
         self._enter()
-        asked = trio.current_time()
         try:
-            lease = await self.pool.lease(connect_timeout, self)
+            with queueing(exchange):
+                lease = await self.pool.lease(connect_timeout, self)
         except BaseException:
             self._leave()
             raise
-        finally:
-            exchange.queue_wait += trio.current_time() - asked
         self.upstream, self.place, self.born = lease.connection, lease.place, trio.current_time()
         self.pool.keepers.add(self)
         return lease
@@ -180,9 +178,9 @@ class Pin:
 
     async def _waited_for(self, exchange: Exchange, place: Place, upstream: Upstream) -> Lease:
         await task_lane()
-        asked = trio.current_time()
         try:
-            return await self.pool.lease_again(place, upstream, self)
+            with queueing(exchange):
+                return await self.pool.lease_again(place, upstream, self)
         except FrontdError:
             self._rest(upstream)  # the queue is full, or it took too long: the client may ask again
             raise
@@ -190,8 +188,6 @@ class Pin:
             self.end()
             upstream.stream.close_now()
             raise
-        finally:
-            exchange.queue_wait += trio.current_time() - asked
 
     def lost(self, lease: Lease, gone: UpstreamGone) -> FrontdError:
         """The app has gone away before it has answered: both ends close."""

@@ -42,7 +42,15 @@ from frontd.pipeline.fields import (
 )
 from frontd.pipeline.fileroot import OpenFile
 from frontd.pipeline.files import SENDFILE_STATUS, named_file, requested_file, select, send_pieces
-from frontd.pipeline.forward import PARTS_IN_A_ROW, Downstream, Pump, RequestBody, next_size, send_request_now
+from frontd.pipeline.forward import (
+    PARTS_IN_A_ROW,
+    Downstream,
+    Pump,
+    RequestBody,
+    next_size,
+    queueing,
+    send_request_now,
+)
 from frontd.pipeline.phases import NO_PHASES, Phases, bad_fields, first, first_soft, plugin_fault
 from frontd.pipeline.pinned import Pin, logon_in, note, over, pin_for, rest_goes_on
 from frontd.pipeline.reply import Captured, admit, begin, finish, framed, give, refuse, rewritten, send_answer
@@ -266,11 +274,8 @@ def may_be_cached(pool: Pool | None) -> bool:
 async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float) -> Lease:
     """A lease from the queue, or on a new connection.  Raises `FrontdError` like `Pool.lease`."""
     await task_lane()
-    asked = trio.current_time()
-    try:
+    with queueing(exchange):
         return await pool.lease(connect_timeout)
-    finally:
-        exchange.queue_wait += trio.current_time() - asked
 
 
 class NamedFile(NamedTuple):

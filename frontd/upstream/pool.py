@@ -145,9 +145,8 @@ class Pool:
             if upstream is not None:
                 lease.keeper.returned(upstream, keep=keep and not self._retired and not place.gone)
         elif upstream is not None:
-            kept = keep and not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
             stream = upstream.stream
-            if kept and not stream.pending and not stream.ending and upstream.http.recycle():
+            if keep and self._keeps(place) and not stream.pending and not stream.ending and upstream.http.recycle():
                 upstream.idle_since = clock.now()
                 place.idle.append(upstream)
                 upstream.is_idle = True
@@ -161,6 +160,7 @@ class Pool:
             self._dispatch()
 
     def _keeps(self, place: Place) -> bool:
+        """Whether `place` takes one more idle connection."""
         return not self._retired and not place.gone and len(place.idle) < IDLE_PER_PLACE
 
     def _dispatch(self) -> None:
