@@ -30,6 +30,12 @@ ENCRYPTION = {
 }  # fmt: skip
 
 
+def is_spn(text: str) -> bool:
+    """Whether a text can be a service principal name: ``service/host``, perhaps with ``@REALM``."""
+    service, slash, host = text.partition("/")
+    return bool(service and slash and host) and text.isprintable() and " " not in text
+
+
 class Key(NamedTuple):
     """A key of a keytab without the key: ``HTTP/www.example.com@EXAMPLE.COM``, its version, its encryption type."""
 

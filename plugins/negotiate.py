@@ -145,8 +145,7 @@ class Negotiate(frontd.Plugin):
         @classmethod
         def _named(cls, spns: tuple[str, ...]) -> tuple[str, ...]:
             for spn in spns:
-                service, slash, host = spn.partition("/")
-                if not (service and slash and host) or not spn.isprintable() or " " in spn:
+                if not keytab.is_spn(spn):
                     raise ValueError(f"{spn!r} is no service principal name; one is written HTTP/www.example.com")
             return spns
 

@@ -120,8 +120,7 @@ class UpstreamKerberos(frontd.Plugin):
         @classmethod
         def _named(cls, pools: dict[str, str]) -> dict[str, str]:
             for spn in pools.values():
-                service, slash, host = spn.partition("/")
-                if not (service and slash and host) or not spn.isprintable() or " " in spn:
+                if not keytab.is_spn(spn):
                     raise ValueError(f"{spn!r} is no service principal name; one is written HTTP/app.example.com")
             return pools
 
