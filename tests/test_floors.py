@@ -26,14 +26,15 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "config": (
-            "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "model",
+            "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "workers",
+            "model",
             "effective", "fill", "certificates", "signing", "sitelimits", "listening", "pluginlist", "build",
             "pluginchecks", "checks", "schema", "load", "docs",
         ),
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
     2: {"net": ("binding", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
-    3: {"upstream": ("client", "balance", "queue", "targets", "lease", "pool", "ondemand")},
+    3: {"upstream": ("client", "balance", "queue", "targets", "lease", "pool", "report", "ondemand")},
     4: {
         "pipeline": (
             "accesslog", "logsink", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery",
@@ -49,8 +50,9 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     6: {
         "processes": (
-            "channel", "children", "master", "cores", "collector", "plugins", "runtime", "handover", "reload", "status",
-            "front", "explain", "control", "watch", "solo", "family", "front_process", "control_process",
+            "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
+            "handover", "reload", "status", "front", "explain", "control", "watch", "solo", "family", "events",
+            "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
         ),
     },
     7: {

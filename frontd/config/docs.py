@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from frontd.config import model, units
+from frontd.config import model, units, workers
 from frontd.config.fill import keys_of, shape_of
 from frontd.config.model import Part
 
@@ -36,6 +36,15 @@ _PLACES: tuple[tuple[str, type[Part], str], ...] = (
     ),
     ("`pools.NAME`", model.Pool, "A target stands for a pool that has only this one."),
     ("`pools.NAME.queue`", model.Queue, ""),
+    (
+        "`pools.NAME.workers`", workers.Workers,
+        "`asgi:module:attribute` or `wsgi:module:attribute` stands for a map with this `app`. Exactly one of `app` and "
+            "`command`.",
+    ),
+    ("`pools.NAME.workers.recycle`", workers.Recycle, ""),
+    ("`pools.NAME.workers.ping`", workers.Ping, ""),
+    ("`pools.NAME.workers.rapid_fail`", workers.RapidFail, ""),
+    ("`pools.NAME.workers.cpu`", workers.Cpu, ""),
     ("`pools.NAME.tls`", model.PoolTls, ""),
     ("`cache`", model.Cache, ""),
     ("`identity`, `sites.NAME.identity`", model.IdentityToken, "A site's own stands instead of the global one."),
@@ -106,12 +115,12 @@ def _kind(field: FieldInfo) -> units.Kind | None:
 
 
 def _type(part: type[Part], key: str, field: FieldInfo) -> str:
-    shape, inner = shape_of(part, key)
+    shape, _ = shape_of(part, key)
     kind = _kind(field)
-    if shape == "named" and not (isinstance(inner, type) and issubclass(inner, Part)):
-        return "map"
     if shape == "words":
         return f"list of {kind.name}{'es' if kind.name.endswith('x') else 's'}" if kind else "list of texts"
+    if shape == "dictionary":
+        return kind.name if kind else "map"
     if shape == "word":
         return kind.name if kind else _plain_type(field.annotation)
     return {"part": "map", "parts": "list of maps", "named": "map by name"}[shape]
@@ -140,6 +149,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _duration(value: float) -> str:
+    if value == workers.NEVER:
+        return "never"
     return f"{value / 86400:g}d" if value and value % 86400 == 0 else f"{value:g}s"
 
 

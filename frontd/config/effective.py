@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target
+from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target, Workers
 from frontd.config.plugins import PluginEntry
+from frontd.config.workers import NEVER
 from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import UrlPrefix
 
@@ -37,6 +38,8 @@ def _plain(value: object, reveal: bool) -> Any:
         return {value.name: settings} if settings else value.name
     if isinstance(value, Part):
         return _part(value, reveal)
+    if value == NEVER:
+        return "never"
     if isinstance(value, dict):
         return {_text(str(key)): _plain(item, reveal) for key, item in value.items()}
     if isinstance(value, tuple | list | frozenset | set):
@@ -60,6 +63,8 @@ def _part(part: Part, reveal: bool) -> Any:
                 data[name] = "auto"
             continue
         data[name] = _plain(value, reveal)
+    if isinstance(part, Workers) and not reveal:  # where apps expect their secrets
+        data["environment"] = dict.fromkeys(data["environment"], REDACTED)
     if isinstance(part, Route):
         used = {"pool": ("strip_prefix",), "files": ("index",), "redirect": ("status",)}
         kind = next(key for key in used if getattr(part, key) is not None)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from frontd.config.marks import ListNode, MapNode, Node, ScalarNode
-from frontd.config.model import Config, Listen, LogFile, M, Part, Pool, Route, Site, Target, Tls, TlsHost
+from frontd.config.model import Config, Listen, LogFile, M, Part, Pool, Route, Site, Target, Tls, TlsHost, Workers
 from frontd.config.plugins import Discover, no_plugins
 from frontd.config.problems import Source
 from frontd.config.units import clip, nearest
@@ -29,13 +29,13 @@ NOT_IN_THIS_VERSION: Mapping[type[Part], frozenset[str]] = {
     }),
     Site: frozenset({"cache"}),
     Route: frozenset({"plugins"}),
-    Pool: frozenset({"workers", "attach", "auth_passthrough", "health", "balance", "plugins"}),
+    Pool: frozenset({"attach", "auth_passthrough", "health", "balance", "plugins"}),
     Tls: frozenset({"acme", "ciphers", "alpn", "min_version", "max_version", "session_tickets", "stapling"}),
     TlsHost: frozenset({"ciphers", "alpn", "max_version"}),
 }  # fmt: skip
 
 # A string in place of the map stands for this key of it.
-_SHORT: Mapping[type[Part], str] = {LogFile: "to", Pool: "targets"}
+_SHORT: Mapping[type[Part], str] = {LogFile: "to", Pool: "targets", Workers: "app"}
 
 # Words people bring from elsewhere, where the nearest known key by spelling would be wrong.
 _MEANT: Mapping[str, str] = {
@@ -58,12 +58,12 @@ class Room:
     discover: Discover = no_plugins
 
 
-Shape = Literal["word", "words", "part", "parts", "named"]
+Shape = Literal["word", "words", "part", "parts", "named", "dictionary"]
 
 
 def shape_of(model: type[Part], name: str) -> tuple[Shape, type[Part] | None]:
-    """How a field is written: a word, a list of words, a part, a list of parts, or parts by name; and the part's
-    model."""
+    """How a field is written: a word, a list of words, a part, a list of parts, parts by name or words by name; and
+    the part's model."""
     annotation: Any = model.model_fields[name].annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(a for a in get_args(annotation) if a is not type(None))
@@ -76,7 +76,7 @@ def shape_of(model: type[Part], name: str) -> tuple[Shape, type[Part] | None]:
     if origin is tuple:
         return ("parts", inner[0]) if _is_part(inner[0]) else ("words", None)
     if origin is dict:
-        return "named", inner[1]
+        return ("named", inner[1]) if _is_part(inner[1]) else ("dictionary", None)
     return "word", None
 
 
@@ -198,6 +198,12 @@ def _field(room: Room, model: type[Part], name: str, node: Node) -> tuple[bool, 
             return False, None
         parts = {key: fill(room, part, value) for key, value in named.values.items()}
         return None not in parts.values(), parts
+    if shape == "dictionary":
+        named = section(room, node)
+        if named is None:
+            return False, None
+        found = {key: _words(room, value, key) for key, value in named.values.items()}
+        return all(ok for ok, _ in found.values()), {key: word for key, (_, word) in found.items()}
     if not isinstance(node, ListNode):
         if not (isinstance(node, ScalarNode) and node.broken):
             complain(

@@ -176,34 +176,33 @@ LogTo = Annotated[
 ]
 
 
-def _choice(*words: str) -> tuple[BeforeValidator, WithJsonSchema, units.Kind]:
+def choice(*words: str) -> tuple[BeforeValidator, WithJsonSchema, units.Kind]:
+    """What makes a field one of `words`: its reader, its schema, and what the documentation calls it."""
     shape = WithJsonSchema({"anyOf": [{"enum": list(words)}, {"type": "string", "pattern": INTERPOLATED}]})
     return _one_of(*words), shape, units.Kind(" or ".join(f"`{word}`" for word in words))
 
 
-_DEMANDS, _DEMANDS_SCHEMA, _DEMANDS_KIND = _choice("none", "optional", "required")
+_DEMANDS, _DEMANDS_SCHEMA, _DEMANDS_KIND = choice("none", "optional", "required")
 Demand = Annotated[Literal["none", "optional", "required"], _DEMANDS, _DEMANDS_SCHEMA, _DEMANDS_KIND]
-_VERSION, _, _VERSION_KIND = _choice("1.2", "1.3")
+_VERSION, _, _VERSION_KIND = choice("1.2", "1.3")
 TlsVersion = Annotated[
     Literal["1.2", "1.3"],
     _VERSION,
     WithJsonSchema({"anyOf": [{"enum": ["1.2", "1.3", 1.2, 1.3]}, {"type": "string", "pattern": INTERPOLATED}]}),
     _VERSION_KIND,
 ]
-_KIND, _KIND_SCHEMA, _KIND_KIND = _choice("http", "https")
+_KIND, _KIND_SCHEMA, _KIND_KIND = choice("http", "https")
 ListenerKind = Annotated[Literal["http", "https"], _KIND, _KIND_SCHEMA, _KIND_KIND]
-_FORMAT, _FORMAT_SCHEMA, _FORMAT_KIND = _choice("json", "w3c")
+_FORMAT, _FORMAT_SCHEMA, _FORMAT_KIND = choice("json", "w3c")
 LogFormat = Annotated[Literal["json", "w3c"], _FORMAT, _FORMAT_SCHEMA, _FORMAT_KIND]
 Redirect = Annotated[str, BeforeValidator(_redirect), json_scalar("string"), units.Kind("URL")]
 Status = Annotated[
     int,
     BeforeValidator(_status),
-    WithJsonSchema(
-        {"anyOf": [{"enum": sorted(REDIRECTS)}, {"type": "string", "pattern": r"^30[12378]$|\$\{"}]}
-    ),
+    WithJsonSchema({"anyOf": [{"enum": sorted(REDIRECTS)}, {"type": "string", "pattern": r"^30[12378]$|\$\{"}]}),
     units.Kind("301, 302, 303, 307 or 308"),
 ]
-_LOGON, _LOGON_SCHEMA, _LOGON_KIND = _choice("ntlm", "negotiate")
+_LOGON, _LOGON_SCHEMA, _LOGON_KIND = choice("ntlm", "negotiate")
 ConnectionScheme = Annotated[Literal["ntlm", "negotiate"], _LOGON, _LOGON_SCHEMA, _LOGON_KIND]
 HostAndPort = Annotated[
     tuple[str, int], PlainValidator(_health_address), json_scalar("string"), units.Kind("address:port")

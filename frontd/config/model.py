@@ -42,6 +42,7 @@ from frontd.config.leaves import (
 from frontd.config.limits import Limits, Timeouts
 from frontd.config.plugins import Entries
 from frontd.config.target import Target, TargetText
+from frontd.config.workers import Workers
 from frontd.model.urlprefix import canonical_host
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Timeouts",
     "Tls",
     "TlsHost",
+    "Workers",
     "tls_host_name",
 ]
 
@@ -203,9 +205,10 @@ class Pool(Part):
 
     name: Name
     targets: tuple[TargetText, ...] = Field(
-        min_length=1,
+        default=(),
         description="`http://host:port`, `https://host:port` or `unix:/path`; names are looked up again and again.",
     )
+    workers: Workers | None = Field(default=None, description="App processes that frontd runs, in place of `targets`.")
     concurrency: CountOrNone = Field(
         default=None,
         ge=1,
@@ -242,6 +245,16 @@ class Pool(Part):
         "are not cached; its sites' `limits.max_head` and `max_field` are 65536 bytes unless written (a Kerberos "
         "ticket with many groups).",
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Pool:
+        if self.workers is None and not self.targets:
+            raise ValueError("a pool has `targets` or `workers`")
+        if self.workers is not None and self.targets:
+            raise ValueError("a pool has `targets` or `workers`, not both")
+        if self.workers is not None and self.concurrency is not None:
+            raise ValueError("how many requests a worker gets at once is `workers.concurrency`")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------- sites

@@ -40,6 +40,7 @@ def schema(catalogue: Catalogue = NO_PLUGINS) -> dict[str, Any]:
     port = {"type": "integer", "minimum": 0, "maximum": 65535}
     definitions["Listen"] = {"anyOf": [port, *_or(listen, _STRING, "A port, or address:port.")["anyOf"]]}
     definitions["Pool"] = _or(definitions["Pool"], _STRING, "The only target of the pool.")
+    definitions["Workers"] = _or(definitions["Workers"], _STRING, "The `app` of workers.")
     definitions["Plugin"] = _plugins(catalogue, definitions)
     definitions["LogFile"] = _or(definitions["LogFile"], _STRING, "Where lines go.")
     return {

@@ -38,6 +38,7 @@ from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
 from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack
 from frontd.processes.master import CONTROL, HEALTH
 from frontd.processes.runtime import BuildProblem
+from frontd.processes.supervisor import Supervisor
 from frontd.processes.watch import watch_files
 
 FAILED, CONFIGURATION = 1, 3  # exit codes, as of `frontd.cli.common`
@@ -90,6 +91,7 @@ class Seat:
         self.version = version
         self.discovery = Discovery()
         self.family: Family | None = None
+        self.supervisor: Supervisor | None = None
         self.line = Line(sock, 0, self._heard)
         self.nursery: trio.Nursery | None = None
         self.sockets: list[socket.socket] = []
@@ -113,8 +115,10 @@ class Seat:
                 self.nursery = nursery
                 self.family = family = Family(handover, self.line, log, self.discovery, said["started_at"])
                 family.first = said["epoch"] * NUMBERS
-                nursery.start_soon(self._until_master_ends, nursery)
+                self.supervisor = Supervisor(family, said["memo"], said["workers"])
                 await nursery.start(family.run)
+                await nursery.start(self.supervisor.run)
+                nursery.start_soon(self._until_master_ends, nursery)
                 if not said["generation"]:
                     show(warnings)
                     await self._start(handover)
@@ -159,7 +163,9 @@ class Seat:
         family, config = self.family, handover.config
         assert family is not None
         family.count = config.fronts or usable_cores()
+        assert self.supervisor is not None
         try:
+            self.supervisor.check(config)
             sockets = await family.listen(config)
             self.doors = await self._bind_doors(config)
             world = pack(handover)
@@ -220,6 +226,9 @@ class Seat:
                 family.welcome(data["index"], data["pid"], data["since"], sock)
             case "gone":
                 family.farewell(data["index"], data["pid"], data["how"])
+            case "worker" | "worker gone":
+                assert self.supervisor is not None
+                self.supervisor.heard(message)
             case "reload":
                 nursery.start_soon(self._reload_by_signal, family)
             case "reopen":

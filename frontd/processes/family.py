@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -133,6 +133,22 @@ class Member:
     changed: trio.Event = field(default_factory=trio.Event)
 
 
+class Watcher(Protocol):
+    """Somebody who has to do with pools whose apps control looks after."""
+
+    def ready(self, member: Member) -> None:
+        """A front has begun to serve."""
+
+    def wanted(self, pools: list[str]) -> None:
+        """Requests wait in `pools`, and no app has been started for them."""
+
+    def check(self, config: Config) -> None:
+        """Raises `BuildProblem` when what `config` asks for cannot be done here."""
+
+    def committed(self, config: Config) -> None:
+        """Another configuration is about to serve."""
+
+
 class Family:
     """All fronts, the master that keeps them, and the configuration they serve."""
 
@@ -153,6 +169,7 @@ class Family:
         self.first = 0  # number of the first question
         self.refusal: tuple[str, int] | None = None  # why a front could not start at all, and its exit code
         self.news = trio.Event()  # replaced whenever a front comes, goes or changes
+        self.watchers: list[Watcher] = []
         self._world: int | None = None  # the file of the committed world
         self._reloading = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -196,6 +213,28 @@ class Family:
                 nursery.start_soon(ask, member)
         return [found[index] for index in sorted(found)]
 
+    def tell_all(self, data: dict[str, Any]) -> None:
+        """Say something to every front that serves, which is not answered."""
+        for member in self.members.values():
+            if member.generation:
+                member.line.tell(data)
+
+    async def ask_all(self, data: dict[str, Any], within: float = ANSWER_TIME) -> list[dict[str, Any] | None]:
+        """The answers of the fronts that serve; None for one that gives none in time."""
+        found: list[dict[str, Any] | None] = []
+
+        async def ask(member: Member) -> None:
+            try:
+                found.append((await member.line.ask(data, within=within)).data)
+            except (Gone, trio.TooSlowError):
+                found.append(None)
+
+        async with trio.open_nursery() as nursery:
+            for member in self.members.values():
+                if member.generation:
+                    nursery.start_soon(ask, member)
+        return found
+
     # ------------------------------------------------------------------ fronts that come and go
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -234,6 +273,9 @@ class Family:
             said = (await member.line.ask({"do": "state"}, within=float("inf"))).data
             member.generation = said["generation"]
             self._tell_news()
+            for watcher in self.watchers:
+                watcher.ready(member)
+                watcher.wanted(said["wanted"])
             async with self._reloading:
                 has_it = said["prepared"] == self.generation
                 if not has_it:  # also when it is still at it, for a control that has died
@@ -256,7 +298,11 @@ class Family:
             self.master.tell({"do": "replace", "pid": member.pid})
 
     def _heard(self, index: int, message: Message) -> None:
-        """A front says something by itself: that it cannot start."""
+        """A front says something by itself: that apps are wanted, or that it cannot start."""
+        if "wanted" in message.data:
+            for watcher in self.watchers:
+                watcher.wanted(message.data["wanted"])
+            return
         text = str(message.data.get("refused"))
         if self.state == "starting":
             self.refusal = text, int(message.data.get("code", 1))
@@ -296,9 +342,13 @@ class Family:
         config = handover.config
         data = {"do": "commit", "generation": generation, "fronts": self.count, "drain": config.timeouts.drain}
         data["keys"] = [key_of(one) for one in config.listen.values()]
+        limits = [pool.workers.stop_limit for pool in config.pools.values() if pool.workers is not None]
+        data["farewell"] = max(limits, default=0.0)
         await self.master.ask(data, [world], within=MASTER_TIME)
         self.adopt(generation, world)
         self.loaded, self.loaded_at = handover.loaded, handover.read_at
+        for watcher in self.watchers:
+            watcher.committed(config)
 
     def adopt(self, generation: int, world: int) -> None:
         """Note what is committed; `world` is kept open."""
@@ -332,6 +382,8 @@ class Family:
             raise BuildProblem("frontd is shutting down")
         old = self.config
         check_fixed(old, loaded.config)
+        for watcher in self.watchers:
+            watcher.check(loaded.config)
         tickets = await trio.to_thread.run_sync(tried_tickets, loaded.config)
         handover = Handover(loaded.config, loaded.name, files, self.discovery.sources(), time.time(), tickets)
         world = pack(handover)

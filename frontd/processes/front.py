@@ -39,9 +39,11 @@ from frontd.processes.plugins import PluginProblem, Runner
 from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, build, differences
 from frontd.processes.status import Facts, facts
+from frontd.upstream.client import Address
 from frontd.upstream.pool import Pool
 
 Files = Mapping[Path, bytes]  # of a configuration: certificates, keys, authorities
+Told = tuple[list[Address], str]  # where the apps of a pool are; why it is out of service, or empty
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Front:
         self.plugins: Runner | None = None
         self.settled: Callable[[], None] = lambda: None  # told after each reload: what stands now is there to stay
         self.stale_files: Callable[[], Sequence[Path]] | None = None  # of plugins: other than what was loaded
+        self.wanted: Callable[[list[str]], None] | None = None  # told of pools that need an app to be started
+        self._told: dict[str, Told] = {}  # by pool: where control says that its apps are
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
 
@@ -136,7 +140,7 @@ class Front:
                 self.service.world.ondemand.start = lambda pool: nursery.start_soon(pool.run)
                 await nursery.start(self.service.reactor.run)
                 for pool in self.service.world.pools.values():
-                    nursery.start_soon(pool.run)
+                    self._begin(pool)
                 for listener in self.listeners:
                     nursery.start_soon(listener.run, self.service, nursery)
                 self.state = "serving"
@@ -243,10 +247,37 @@ class Front:
         for pool in old_pools - new_pools:
             pool.retire()
         for pool in new_pools - old_pools:
-            nursery.start_soon(pool.run)
+            self._begin(pool)
         self.loaded, self.loaded_at = loaded, time.time()
         self.plugins.keep(world.plugins)
         self.settled()
+
+    # ------------------------------------------------------------------ pools whose apps control starts
+
+    def _begin(self, pool: Pool) -> None:
+        """Run a pool that is new."""
+        assert self._nursery is not None
+        self._nursery.start_soon(pool.run)
+        if pool.settings.told is not None:
+            pool.wanted = self._want
+            if (told := self._told.get(pool.settings.name)) is not None:
+                pool.told(*told)
+
+    def _want(self, pool: Pool) -> None:
+        if self.wanted is not None:
+            self.wanted([pool.settings.name])
+
+    def tell(self, told: dict[str, Told]) -> None:
+        """Take over where the apps of pools are, as control says."""
+        self._told |= told
+        for name, (addresses, off) in told.items():
+            pool = self.pools.get(name)
+            if pool is not None and pool.settings.told is not None:
+                pool.told(addresses, off)
+
+    def waiting(self) -> list[str]:
+        """The pools in which requests wait for an app to be started."""
+        return [name for name, pool in self.pools.items() if pool.settings.told and len(pool.queue) and not pool.places]
 
     # ------------------------------------------------------------------ drain
 

@@ -11,8 +11,12 @@ It builds the world, accepts, and then does what control asks for, one message a
 | ``prepare`` generation, world, sockets | builds that world beside its own; ``built``, or ``refused`` and why |
 | ``swap``, ``drop`` | serves what it has prepared, or forgets it |
 | ``status`` | says what there is to say about it (`frontd.processes.status`) |
+| ``places`` by pool | knows where the apps are that control has started (`frontd.processes.supervisor`) |
+| ``load`` | says how busy it keeps them |
 | ``reopen`` | opens its log files anew |
 | ``drain`` | accepts no more, finishes what runs, and ends |
+
+By itself it says ``wanted`` and which pools: requests wait there, and no app has been started.
 
 Invariants
 ----------
@@ -47,6 +51,8 @@ from frontd.processes.front import Front, Prepared
 from frontd.processes.handover import Handover, unpack
 from frontd.processes.runtime import BuildProblem, only_problem
 from frontd.processes.watch import Watchdog
+from frontd.upstream.report import load
+from frontd.upstream.targets import address_of
 
 CONFIGURATION = 3  # exit code, as of `frontd.cli.common`
 
@@ -154,6 +160,7 @@ class Desk:
         self._sock = sock
         self._nursery = nursery
         self._preparing = trio.CancelScope()
+        front.wanted = self._want
         self._jobs, self._asked = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
 
     async def answer(self) -> None:
@@ -171,7 +178,19 @@ class Desk:
                 return
             case "state":
                 prepared = self.prepared.world.generation if self.prepared else None
-                self._say(data, generation=front.generation, prepared=prepared)
+                self._say(data, generation=front.generation, prepared=prepared, wanted=front.waiting())
+            case "places":
+                front.tell(
+                    {
+                        name: ([address_of(text) for text in texts], data["off"].get(name, ""))
+                        for name, texts in data["pools"].items()
+                    }
+                )
+            case "load":
+                now = trio.current_time()
+                self._say(
+                    data, pools={name: load(pool, now) for name, pool in front.pools.items() if pool.settings.told}
+                )
             case "status":
                 self._nursery.start_soon(self._status, data)
             case "swap" if self.prepared is not None:
@@ -240,6 +259,11 @@ class Desk:
         if not self.front.draining:
             await self.front.drain()
             self._nursery.cancel_scope.cancel()
+
+    def _want(self, pools: list[str]) -> None:
+        """Tell control that apps are wanted; a control that is not there asks when it is."""
+        with suppress(OSError):
+            send(self._sock, {"wanted": pools})
 
     def _say(self, question: dict[str, object], **answer: object) -> None:
         """Answer; nobody to hear it is no trouble, the next control asks again."""

@@ -3,7 +3,8 @@
 How it works
 ------------
     frontd serve = master ─┬─ control            reads the configuration, reloads, answers the control socket
-                           └─ front 0 … N-1      accept, TLS, HTTP: all requests
+                           ├─ front 0 … N-1      accept, TLS, HTTP: all requests
+                           └─ workers            apps, when control wants some
 
 It does what control asks for over a channel (`frontd.processes.channel`):
 
@@ -14,10 +15,14 @@ It does what control asks for over a channel (`frontd.processes.channel`):
 | ``keep`` | closes what the committed world does not listen on | |
 | ``started`` | from now on whoever dies is replaced, and the end is a drain | |
 | ``replace`` pid | kills a front, which is then replaced | |
+| ``spawn`` order | starts a worker (`frontd.processes.workers`) | its pid and its output, or why not |
+| ``signal`` key, number | sends a worker a signal | |
+| ``note`` key, note; ``memo`` | keeps what control wants the next one to know | |
 
 and tells control what it cannot know: ``hello`` (everything that stands, to a control that has just started), ``front``
-and ``gone`` (processes that come and go), ``reload``, ``reopen``, ``drain`` and ``end`` (signals).  Each front has a
-channel to control; the master keeps a copy of control's end and hands it to the next control.
+and ``gone``, ``worker`` and ``worker gone`` (processes that come and go), ``reload``, ``reopen``, ``drain`` and ``end``
+(signals).  Each front has a channel to control; the master keeps a copy of control's end and hands it to the next
+control.
 
 SIGHUP reload · SIGUSR1 reopen logs · SIGTERM, SIGINT drain and exit 0 · a second one, or one before it serves: at once
 
@@ -52,6 +57,7 @@ from typing import Any
 from frontd.net.binding import bind_control, bind_tcp
 from frontd.net.shared import SharedFds
 from frontd.processes import channel, children
+from frontd.processes.workers import Workers
 
 PAUSE = 0.05  # s before a dead process is replaced, doubling
 PAUSE_MOST = 5.0
@@ -86,6 +92,7 @@ class World:
     file: int
     keys: list[str]
     drain: float
+    farewell: float  # s for workers to end
 
 
 @dataclass(slots=True)
@@ -98,6 +105,8 @@ class Master:
     secret: str = field(default_factory=lambda: os.urandom(32).hex())
     control: Child = field(default_factory=lambda: Child(-1))
     fronts: list[Child] = field(default_factory=list)
+    workers: Workers = field(default_factory=Workers)
+    memo: dict[str, Any] = field(default_factory=dict)  # control's, for the control after it
     held: dict[str, socket.socket] = field(default_factory=dict)
     path: Path | None = None  # of the control socket
     world: World | None = None
@@ -171,9 +180,15 @@ class Master:
     def _end_if_drained(self) -> None:
         if any(child.process for child in self.fronts):
             return
-        self.deadline = time.monotonic() + FAREWELL
+        assert self.world is not None
+        self.deadline = time.monotonic() + max(FAREWELL, self.world.farewell if self.workers.running else 0)
         self._tell({"do": "end"})
-        if self.control.process is None:
+        self.workers.end()
+        self._end_if_alone()
+
+    def _end_if_alone(self) -> None:
+        """Exit when nothing is left to wait for."""
+        if self.ending and not self.workers.running and not any(one.process for one in (self.control, *self.fronts)):
             self.code = 0
 
     # ------------------------------------------------------------------ children
@@ -223,12 +238,15 @@ class Master:
         """Tell a new control how things stand."""
         self.epoch += 1
         hello: dict[str, Any] = {"do": "hello", "epoch": self.epoch, "started_at": self.started_at}
-        hello |= {"started": self.started, "ending": self.ending, "fronts": len(self.fronts)}
+        hello |= {"started": self.started, "ending": self.ending, "fronts": len(self.fronts), "memo": self.memo}
+        hello["workers"] = list(self.workers.running)
         hello["generation"] = 0 if self.world is None else self.world.generation
         self._tell(hello, [] if self.world is None else [self.world.file])
         for child in self.fronts:
             if child.line is not None:
                 self._tell(facts(child), [child.line.fileno()])
+        for data, files in self.workers.facts():
+            self._tell(data, files)
 
     def _later(self, child: Child, now: float) -> None:
         """Start `child` again, soon the first time, later when it keeps dying."""
@@ -244,9 +262,13 @@ class Master:
                 return
             if pid == 0:
                 return
+            code = os.waitstatus_to_exitcode(status)
             for child in (self.control, *self.fronts):
                 if child.process is not None and child.process.pid == pid:
-                    self._bury(child, os.waitstatus_to_exitcode(status))
+                    self._bury(child, code)
+            if (gone := self.workers.bury(pid, code)) is not None:
+                self._tell(gone)
+                self._end_if_alone()
 
     def _bury(self, child: Child, code: int) -> None:
         """A child has ended; `code` as of `subprocess`."""
@@ -269,7 +291,7 @@ class Master:
             complain(f"the control process {pid} ended ({how(code)}); it is started again")
             self._later(child, time.monotonic())
         elif child is self.control:
-            self.code = 0 if not any(one.process for one in self.fronts) else None
+            self._end_if_alone()
         else:
             if self.shared is not None:
                 self.shared.reclaim(child.index)
@@ -292,6 +314,7 @@ class Master:
 
     def _end_all(self) -> None:
         """Whatever still runs ends now."""
+        self.workers.kill()
         for child in (self.control, *self.fronts):
             if child.process is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -352,8 +375,9 @@ class Master:
             case "listen":
                 return self._listen(data["sockets"])
             case "commit":
-                before, self.world = self.world, World(
-                    data["generation"], message.files.pop(), data["keys"], data["drain"]
+                before, self.world = (
+                    self.world,
+                    World(data["generation"], message.files.pop(), data["keys"], data["drain"], data["farewell"]),
                 )
                 if before is not None:
                     os.close(before.file)
@@ -366,6 +390,14 @@ class Master:
                     self.held.pop(key).close()
             case "started":
                 self.started = True
+            case "spawn":
+                return self.workers.spawn(data["order"])
+            case "signal":
+                self.workers.signal(data["key"], data["number"])
+            case "note":
+                self.workers.note(data["key"], data["note"])
+            case "memo":
+                self.memo = data["memo"]
             case "replace":
                 for child in self.fronts:
                     if child.process is not None and child.process.pid == data["pid"]:

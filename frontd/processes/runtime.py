@@ -61,9 +61,7 @@ def build(
     standing = previous.plugins if previous else ()
     try:
         plugins = instances(config, standing, store, remark)
-        phases = {
-            name: freeze([*plugins[""], *plugins[name]], site.challenges) for name, site in config.sites.items()
-        }
+        phases = {name: freeze([*plugins[""], *plugins[name]], site.challenges) for name, site in config.sites.items()}
         signers = {name: build_signer(site.identity) for name, site in config.sites.items()}
         profiles = build_profiles(config, previous.profiles.profiles if previous else [], shared.secret)
         pools = {name: build_pool(pool, config, previous, shared.slots) for name, pool in config.pools.items()}
@@ -239,7 +237,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
     settings = PoolSettings(
         name=config.name,
         targets=tuple(build_target(target, config, contexts) for target in config.targets),
-        concurrency=config.concurrency,
+        concurrency=config.workers.concurrency if config.workers else config.concurrency,
         queue_limit=config.queue.limit,
         queue_wait=config.queue.wait,
         resolve=config.resolve,
@@ -248,6 +246,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         replay_body=config.replay_body,
         sendfile_from=config.sendfile_from,
         pass_through=frozenset(config.pass_through),
+        told=Target("workers", "", 0, contexts["unix"]) if config.workers else None,
     )
     return kept if kept is not None and kept.settings == settings else Pool(settings, slots)
 

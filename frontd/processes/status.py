@@ -17,6 +17,7 @@ import trio
 from frontd.lanes.listener import Listener
 from frontd.lanes.service import Service
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import rows
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ORDER = {"up": 0, "unknown": 1, "down": 2}  # the state of a target is the best that any front sees
@@ -69,7 +70,7 @@ def pool_facts(pool: Pool, now: float, *, on_demand: bool) -> Facts:
             "length": len(pool.queue), "limit": pool.settings.queue_limit,
             "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
         },
-        "targets": pool.status(),
+        "targets": rows(pool),
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ HAProxy's default).  Where the concurrency is limited, room is a permit (`net.pe
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 from frontd.model.errors import Reason
 from frontd.net.permits import Permits
@@ -17,6 +18,12 @@ BACKOFF_FIRST = 0.05  # s until a refused address is tried again
 BACKOFF_LAST = 1.0  # s, so that an app is noticed at most a second after it listens
 
 
+class Moving(Protocol):
+    """Something on which bytes move."""
+
+    upstream: Upstream | None
+
+
 class Place:
     """One address of a pool.  `active` counts the exchanges that hold it, `idle` the connections that wait for one.
 
@@ -24,11 +31,13 @@ class Place:
     """
 
     __slots__ = (
-        "active", "address", "awaited", "backoff", "dialect", "error", "gone", "idle", "is_out", "name", "permits",
-        "probing", "reason", "retry_at", "state", "target",
+        "active", "address", "awaited", "backoff", "dialect", "error", "gone", "idle", "is_out", "leases", "name",
+        "permits", "probing", "reason", "retry_at", "served", "state", "target",
     )  # fmt: skip
 
-    def __init__(self, target: str, address: Address, dialect: Dialect, permits: Permits | None = None) -> None:
+    def __init__(
+        self, target: str, address: Address, dialect: Dialect, permits: Permits | None = None, *, watch: bool = False
+    ) -> None:
         self.target = target
         self.address = address
         self.name = str(address)
@@ -39,6 +48,8 @@ class Place:
         self.awaited = False  # a task waits for a permit that is held elsewhere
         self.reason: Reason | None = None  # why it is out, when waiting would not help
         self.active = 0
+        self.served = 0  # leases begun
+        self.leases: set[Moving] | None = set() if watch else None  # that run; None: nobody asks
         self.idle: deque[Upstream] = deque()
         self.backoff = BACKOFF_FIRST
         self.retry_at = 0.0
@@ -48,6 +59,12 @@ class Place:
 
     def __repr__(self) -> str:
         return f"<Place {self.address} {self.state} active={self.active} idle={len(self.idle)}>"
+
+    @property
+    def moved(self) -> int:
+        """A number that changes when bytes move on a connection that is leased, or an exchange begins."""
+        running = [one.upstream.moved for one in self.leases or () if one.upstream is not None]
+        return self.served + sum(running)
 
     def succeeded(self) -> None:
         """A connection was made: back in rotation."""

@@ -78,10 +78,10 @@ class Home(Protocol):
 
 
 class Upstream:
-    """One connection to an app.  `uses` counts the exchanges begun on it; `idle_since` is a time on trio's clock;
-    `is_idle`: it waits for an exchange, at `place`."""
+    """One connection to an app.  `uses` counts the exchanges begun on it, `reads` how often something was read from it;
+    `idle_since` is a time on trio's clock; `is_idle`: it waits for an exchange, at `place`."""
 
-    __slots__ = ("http", "idle_since", "is_idle", "place", "stream", "uses")
+    __slots__ = ("http", "idle_since", "is_idle", "place", "reads", "stream", "uses")
 
     hears_end = False
 
@@ -89,6 +89,7 @@ class Upstream:
         self.stream = stream
         self.http = ClientConnection(lenient=lenient)
         self.uses = 0
+        self.reads = 0
         self.idle_since = 0.0
         self.is_idle = False
         self.place: Home | None = None
@@ -96,6 +97,11 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"<Upstream {self.stream!r} uses={self.uses}>"
+
+    @property
+    def moved(self) -> int:
+        """A number that grows whenever bytes go either way."""
+        return self.reads + self.stream.sent
 
     @property
     def watched(self) -> bool:
@@ -146,6 +152,7 @@ class Upstream:
         except Broken as error:
             raise FrontdError(Reason.BadUpstreamBody, detail=str(error)) from None
         if part:
+            self.reads += 1
             self.http.body_came_elsewhere(len(part))
         elif part is not None:
             self.http.receive(b"")
@@ -177,6 +184,7 @@ class Upstream:
                 raise UpstreamGone(str(error)) from None
             raise FrontdError(Reason.BadUpstreamBody, detail=str(error)) from None
         if data is not None:
+            self.reads += 1
             self.http.receive(data)
         return data
 

@@ -62,15 +62,16 @@ class Lease:
 
     __slots__ = ("ended", "keeper", "place", "pool", "upstream")
 
-    def __init__(
-        self, pool: Leasing, place: Place, upstream: Upstream | None, keeper: Keeper | None = None
-    ) -> None:
+    def __init__(self, pool: Leasing, place: Place, upstream: Upstream | None, keeper: Keeper | None = None) -> None:
         self.pool = pool
         self.place = place
         self.upstream = upstream
         self.keeper = keeper
         self.ended = False
         place.active += 1
+        place.served += 1
+        if place.leases is not None:
+            place.leases.add(self)
 
     @property
     def connection(self) -> Upstream:

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -73,17 +74,21 @@ class Pool:
         self.crowds: dict[str, set[Keeper]] = {}  # who have one or are about to, by the client's address
         self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
         self.places: list[Place] = []
+        self.leaving: list[Place] = []  # no longer among them, and perhaps not yet done with what they hold
+        self.off = ""  # why nothing is to wait here: control has taken the pool out of service
+        self.wanted: Callable[[Pool], None] | None = None  # told that requests wait and there is no place
+        self._has_asked = False
         self._turn = 0
         self._work = trio.Event()
         self._alarm = trio.Event()  # a place has just gone out: its name may stand for another address now
         self._retired = False
         self.exchanges = 0  # routed here and not over; between two tries one holds neither lease nor place
         self._known: dict[Target, list[Address]] = {}
-        self._lookup_errors: dict[Target, str] = {}
+        self.lookup_errors: dict[Target, str] = {}
         for target in settings.targets:
             if (address := literal_address(target)) is not None:
                 self._known[target] = [address]
-        self._names = [target for target in dict.fromkeys(settings.targets) if target not in self._known]
+        self.names = [target for target in dict.fromkeys(settings.targets) if target not in self._known]
         self._update_places()
 
     def __repr__(self) -> str:
@@ -141,6 +146,8 @@ class Pool:
         """Called by a lease that ends."""
         place, upstream = lease.place, lease.upstream
         place.active -= 1
+        if place.leases is not None:
+            place.leases.discard(lease)
         if lease.keeper is not None:
             if upstream is not None:
                 lease.keeper.returned(upstream, keep=keep and not self._retired and not place.gone)
@@ -206,17 +213,37 @@ class Pool:
             if place not in kept:
                 place.gone = True
                 place.close_idle()
+                self.leaving.append(place)
+        self.leaving = [place for place in self.leaving if place.active]
         for keeper in [one for one in self.keepers if one.place is not None and one.place.gone]:
             keeper.end()
         have = {(place.target, place.address) for place in kept}
         new = [
-            Place(text, address, target.dialect, self._permits(address))
+            Place(text, address, target.dialect, self._permits(address), watch=target is self.settings.told)
             for (text, address), target in wanted.items()
             if (text, address) not in have
         ]
         self.places = kept + new
         if new:
             self._dispatch()
+
+    def told(self, addresses: Sequence[Address], off: str = "") -> None:
+        """Where the apps are whose addresses control tells (`PoolSettings.told`), and why there shall be none: with
+        `off`, nothing waits here, and what waits is refused."""
+        assert self.settings.told is not None
+        self.off, self._has_asked = off, False
+        self._known[self.settings.told] = list(addresses)
+        self._update_places()
+        if off:
+            self.queue.dismiss()
+        elif self._waiting:
+            self._ask_for_places()
+
+    def _ask_for_places(self) -> None:
+        """Say that requests wait for an app that nobody has started (HTTP.sys: HttpWaitForDemandStart)."""
+        if not self.places and self.wanted is not None and not self._has_asked:
+            self._has_asked = True
+            self.wanted(self)
 
     def _permits(self, address: Address) -> Permits | None:
         limit = self.settings.concurrency
@@ -258,10 +285,13 @@ class Pool:
         while True:
             lease = None if self._waiting or (self._is_shared and self._others_wait()) else self._take()
             if lease is None:
+                if self.off:
+                    raise self._waited_out()
                 self._refuse_untrusted()
                 if first:
                     self.queue.check_room()
                     first = False
+                self._ask_for_places()
                 self._watch()
                 deadline = began + self.settings.queue_wait
                 lease = await self.queue.wait(number, began, deadline, Lease.discard)
@@ -299,9 +329,7 @@ class Pool:
 
     def lease_again_nowait(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease | None:
         """A lease of the connection that `keeper` has, if no permit of its place has to be waited for."""
-        if place.permits is not None and (
-            (self._is_shared and self._others_wait()) or not place.permits.take()
-        ):
+        if place.permits is not None and ((self._is_shared and self._others_wait()) or not place.permits.take()):
             return None
         upstream.uses += 1
         return Lease(self, place, upstream, keeper)
@@ -320,9 +348,7 @@ class Pool:
             if not line.waiters and self._lines.get(place) is line:
                 del self._lines[place]
         if lease is None:
-            raise FrontdError(
-                Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1
-            )
+            raise FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1)
         upstream.uses += 1
         lease.upstream, lease.keeper = upstream, keeper
         return lease
@@ -334,6 +360,8 @@ class Pool:
             raise FrontdError(reasons[0], detail=self._errors())
 
     def _waited_out(self) -> FrontdError:
+        if self.off:
+            return FrontdError(Reason.AppOffline, detail=self.off, retry_after=5)
         self._refuse_untrusted()
         if any(place.state != "down" for place in self.places):
             wait = self.settings.queue_wait
@@ -342,7 +370,7 @@ class Pool:
 
     def _errors(self) -> str:
         places = [f"{place.address}: {place.error}" for place in self.places if place.error]
-        return "; ".join([*places, *self._lookup_errors.values()])
+        return "; ".join([*places, *self.lookup_errors.values()])
 
     async def run(self) -> None:
         """Look names up, probe what is down, close what is idle too long; until `retire` and the last lease."""
@@ -355,7 +383,7 @@ class Pool:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            for target in self._names:
+            for target in self.names:
                 nursery.start_soon(self._keep_looking_up, target)
             while not self._is_over:
                 now = trio.current_time()
@@ -441,12 +469,12 @@ class Pool:
                 found = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError, trio.TooSlowError) as error:
             why = getattr(error, "strerror", None) or "no answer"
-            self._lookup_errors[target] = f"{target.host} does not resolve: {why}"
+            self.lookup_errors[target] = f"{target.host} does not resolve: {why}"
             # What still works stays; what is down besides is forgotten, so that its next address is a new start.
             alive = {place.address for place in self.places if place.state != "down"}
             self._known[target] = [address for address in self._known.get(target, []) if address in alive]
         else:
-            self._lookup_errors.pop(target, None)
+            self.lookup_errors.pop(target, None)
             self._known[target] = list(dict.fromkeys(Address(str(info[4][0]), target.port) for info in found))
         self._update_places()
 
@@ -456,29 +484,3 @@ class Pool:
         for keeper in tuple(self.keepers):
             keeper.end()
         self._work.set()
-
-    def status(self) -> list[dict[str, object]]:
-        """One row for each place, for `frontd status`: what this front has, and in ``held`` the permits that all fronts
-        hold (None without `concurrency`)."""
-        rows: list[dict[str, object]] = [
-            {
-                "target": place.target,
-                "address": str(place.address),
-                "state": place.state,
-                "active": place.active,
-                "idle": len(place.idle),
-                "concurrency": self.settings.concurrency,
-                "held": place.permits.total() if place.permits is not None else None,
-                "error": place.error,
-            }
-            for place in self.places
-        ]
-        resolved = {place.target for place in self.places}
-        for target in self._names:
-            if target.text not in resolved:
-                row: dict[str, object] = dict.fromkeys(("active", "idle"), 0)
-                row |= {"target": target.text, "address": "-", "state": "unresolved"}
-                row |= {"concurrency": self.settings.concurrency, "held": None}
-                row["error"] = self._lookup_errors.get(target, "")
-                rows.append(row)
-        return rows

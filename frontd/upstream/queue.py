@@ -41,13 +41,15 @@ class Waiter(Generic[T]):
 class RequestQueue(Generic[T]):
     """Waiting requests in the order in which they came; `limit` bounds how many, over all who share `counter`."""
 
-    __slots__ = ("_numbers", "counter", "limit", "waiters")
+    __slots__ = ("_numbers", "arrived", "counter", "limit", "refused", "waiters")
 
     def __init__(self, limit: int, counter: Counter | None = None) -> None:
         self.limit = limit
         self.counter = counter if counter is not None else Counter()
         self.waiters: list[Waiter[T]] = []  # always this list, so that who asks often may keep it
         self._numbers = count(1)
+        self.arrived = 0  # requests that began to wait
+        self.refused = 0  # that found it full
 
     def __len__(self) -> int:
         return len(self.waiters)
@@ -63,15 +65,17 @@ class RequestQueue(Generic[T]):
     def check_room(self) -> None:
         """Raises `FrontdError` with `Reason.QueueFull` when one more would exceed the limit."""
         if (waiting := self.counter.total()) >= self.limit:
+            self.refused += 1
             raise FrontdError(Reason.QueueFull, detail=f"{waiting} requests wait", retry_after=1)
 
     async def wait(self, number: int, since: float, deadline: float, take_back: Callable[[T], None]) -> T | None:
-        """Wait for what `serve_next` gives; None at `deadline` (s of trio's clock).
+        """Wait for what `serve_next` gives; None at `deadline` (s of trio's clock), and when it is dismissed.
 
         Cancelled after something was given, it is handed to `take_back` before the cancellation goes on.
         """
         waiter: Waiter[T] = Waiter(number, since)
         insort(self.waiters, waiter)
+        self.arrived += 1
         self.counter.add(1)
         try:
             with trio.CancelScope(deadline=deadline):
@@ -93,3 +97,10 @@ class RequestQueue(Generic[T]):
         self.counter.add(-1)
         waiter.given = given
         waiter.event.set()
+
+    def dismiss(self) -> None:
+        """Let all go who wait, with nothing."""
+        for waiter in self.waiters:
+            waiter.event.set()
+        self.counter.add(-len(self.waiters))
+        self.waiters.clear()

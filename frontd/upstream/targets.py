@@ -34,6 +34,15 @@ class PoolSettings:
     replay_body: int
     sendfile_from: Path | None = None  # the directory whose files an app may have sent
     pass_through: frozenset[str] = frozenset()  # schemes by which the apps log connections on: ``ntlm``, ``negotiate``
+    told: Target | None = None  # for what control tells the addresses of (workers); it has the dialect
+
+
+def address_of(text: str) -> Address:
+    """The address that `text` names: ``unix:/path``, or an IP and a port.  Raises `ValueError`."""
+    if text.startswith("unix:"):
+        return Address(text.removeprefix("unix:"), 0)
+    host, _, port = text.rpartition(":")
+    return Address(host.strip("[]"), int(port))
 
 
 def literal_address(target: Target) -> Address | None:

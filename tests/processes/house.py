@@ -88,6 +88,13 @@ class House:
             while not true():  # noqa: ASYNC110 - another process does it
                 await trio.sleep(0.01)
 
+    async def until_answer(self, true: Callable[[int, bytes], bool], path: str = "/") -> bytes:
+        """The body of the first answer that is as it should be."""
+        with trio.fail_after(PATIENCE):
+            while not true(*(answer := await self.get(path))):  # noqa: ASYNC110 - as above
+                await trio.sleep(0.01)
+        return answer[1]
+
     async def until_status(self, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The status, when it is as it should be."""
         with trio.fail_after(PATIENCE):

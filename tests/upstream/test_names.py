@@ -10,6 +10,7 @@ import trio
 from frontd.model.errors import FrontdError, Reason
 from frontd.upstream.lease import Lease
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import rows
 from tests.upstream.parts import Connects, Names, ask, running, settings, take, target
 from tests.wire import app, free_port, settled
 
@@ -30,7 +31,7 @@ async def test_a_name_that_does_not_resolve_yet_is_waited_for(autojump_clock: ob
             nursery.start_soon(one)
             await trio.sleep(3)
             assert len(pool.queue) == 1
-            (row,) = pool.status()
+            (row,) = rows(pool)
             assert (row["state"], row["address"]) == ("unresolved", "-")
             assert row["error"] == "app.test does not resolve: Name or service not known"
             names.table["app.test"] = ["127.0.0.1"]
@@ -38,8 +39,8 @@ async def test_a_name_that_does_not_resolve_yet_is_waited_for(autojump_clock: ob
             assert len(got) == 1
         assert str(got[0].place.address) == f"127.0.0.1:{it.port}"
         await ask(got[0])
-        assert [row["state"] for row in pool.status()] == ["up"]
-        assert pool.status()[0]["error"] == ""
+        assert [row["state"] for row in rows(pool)] == ["up"]
+        assert rows(pool)[0]["error"] == ""
 
 
 async def test_a_name_that_never_resolves_is_offline(autojump_clock: object) -> None:
@@ -183,8 +184,8 @@ async def test_a_silent_name_service_does_not_hold_up_other_names(autojump_clock
             assert trio.current_time() - began < 0.1
             await trio.sleep(12)
             assert len(names.times("good.test")) == 3
-            rows = {row["target"]: row["error"] for row in pool.status()}
-            assert rows[f"http://bad.test:{it.port}"] == "bad.test does not resolve: no answer"
+            errors = {row["target"]: row["error"] for row in rows(pool)}
+            assert errors[f"http://bad.test:{it.port}"] == "bad.test does not resolve: no answer"
 
 
 async def test_names_and_addresses_side_by_side(autojump_clock: object) -> None:

@@ -17,6 +17,7 @@ from frontd.net.permits import SharedPermits, permits
 from frontd.net.shared import LocalSlots, SharedFds, Slots
 from frontd.upstream.lease import Lease
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import rows
 from tests.upstream.parts import ask, running, settings, take, target
 from tests.wire import app, free_port, settled
 
@@ -126,12 +127,12 @@ async def test_status_tells_what_all_fronts_hold(two: list[Slots]) -> None:
         only = settings(target("127.0.0.1", it.port), concurrency=5)
         async with running(Pool(only, two[0])) as one, running(Pool(only, two[1])) as other:
             leases = [await take(one), await take(one), await take(other)]
-            rows = [pool.status()[0] for pool in (one, other)]
-            assert [(row["active"], row["held"]) for row in rows] == [(2, 3), (1, 3)]
+            found = [rows(pool)[0] for pool in (one, other)]
+            assert [(row["active"], row["held"]) for row in found] == [(2, 3), (1, 3)]
             for lease in leases:
                 lease.discard()
         async with running(Pool(settings(target("127.0.0.1", it.port)), two[0])) as pool:
-            assert pool.status()[0]["held"] is None
+            assert rows(pool)[0]["held"] is None
 
 
 async def test_a_place_full_elsewhere_leaves_the_other_place(two: list[Slots]) -> None:
@@ -370,5 +371,3 @@ async def test_a_permit_taken_for_a_dead_connection_is_given_back() -> None:
         upstream.stream.sock.shutdown(socket.SHUT_RDWR)
         assert pool.lease_nowait() is None
         (await take(pool)).discard()
-
-

@@ -13,6 +13,7 @@ import trio.testing
 from frontd.model.errors import FrontdError, Reason
 from frontd.upstream.lease import Lease
 from frontd.upstream.pool import IDLE_PER_PLACE, Pool
+from frontd.upstream.report import rows
 from tests.upstream.parts import Connects, ask, running, settings, take, target
 from tests.wire import OK, Line, app, free_port, settled
 
@@ -428,7 +429,7 @@ async def test_status_tells_what_is(autojump_clock: object) -> None:
         async with running(Pool(settings(*places, concurrency=4))) as pool:
             lease = await take(pool)
             await ask(await take(pool))
-            row, dead = pool.status()
+            row, dead = rows(pool)
             assert (row["state"], row["active"], row["idle"], row["concurrency"]) == ("up", 1, 1, 4)
             assert (dead["state"], dead["error"]) == ("down", "Connection refused")
             assert dead["address"] == f"127.0.0.1:{port}"

@@ -15,6 +15,7 @@ from frontd.model.errors import FrontdError, Reason
 from frontd.net.tls import client_context
 from frontd.upstream.client import Dialect
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import rows
 from frontd.upstream.targets import Target
 from tests.upstream.parts import ask, running, settings, take, target
 from tests.wire import OK, Line, Script, app, free_port, front
@@ -116,7 +117,7 @@ async def test_a_trusted_app_serves_for_one_that_is_not(ca: trustme.CA, ca_file:
             for _ in range(4):
                 await ask(await take(pool))
             assert (bad.requests, good.requests) == (0, 4)
-            assert [row["state"] for row in pool.status()] == ["down", "up"]
+            assert [row["state"] for row in rows(pool)] == ["down", "up"]
 
 
 async def test_a_plain_app_behind_https_gets_no_request(ca_file: Path, autojump_clock: object) -> None:
@@ -156,7 +157,7 @@ async def test_an_app_that_dies_in_the_handshake_is_waited_for(
                 nursery.start_soon(one)
                 await trio.sleep(2)
                 assert dying.connections > 2
-                assert "TLS handshake" in str(pool.status()[0]["error"])
+                assert "TLS handshake" in str(rows(pool)[0]["error"])
             async with tls_app(ca, "app.test", port=port) as it:
                 await trio.sleep(2)
                 assert it.requests == 1

@@ -13,6 +13,7 @@ import trio
 from frontd.model.errors import FrontdError, Reason
 from frontd.upstream.client import Address, ConnectFailed, Dialect, connect
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import rows
 from tests.upstream.parts import ask, running, settings, take, target
 from tests.wire import OK, app, settled
 
@@ -77,7 +78,7 @@ async def test_a_full_backlog_is_busy_and_not_connected(tmp_path: Path, autojump
             with pytest.raises(FrontdError) as waited:
                 await take(pool)
             assert waited.value.reason is Reason.Timer_ReqQueue
-            assert pool.status()[0]["state"] == "busy"
+            assert rows(pool)[0]["state"] == "busy"
 
 
 async def test_what_waits_for_a_full_backlog_is_served_when_it_drains(tmp_path: Path, autojump_clock: object) -> None:

@@ -1,0 +1,269 @@
+"""Supervised pools as a user has them: `frontd serve`, real worker processes, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.processes.house import House, family, has_ended, kill, serving
+
+APP = Path(__file__).with_name("worker_app.py")
+
+def written(where: Path, workers: str, *, queue: str = "limit: 1000", word: str = "fd:{fd}", fronts: int = 2) -> Path:
+    """A configuration with one pool of workers."""
+    path = where / "frontd.yaml"
+    path.write_text(
+        f"""
+state_dir: {where}
+control: {{socket: {where}/control.sock}}
+log: {{access: {{to: "off"}}, error: {{to: "{where}/error.log"}}}}
+listen: {{http: {{port: 0}}}}
+fronts: {fronts}
+timeouts: {{drain: 8s}}
+sites: {{main: {{urls: ["http://*/"], routes: {{/: app}}}}}}
+pools:
+  app:
+    queue: {{{queue}}}
+    workers:
+      command: ["{sys.executable}", "{APP}", "{word}"]
+      environment: {{SLOW_UNTIL: "{where}/go", BROKEN_WHILE: "{where}/broken"}}
+      {workers}
+"""
+    )
+    return path
+
+
+@asynccontextmanager
+async def pool(where: Path, workers: str = "count: 1", *, queue: str = "limit: 1000") -> AsyncIterator[House]:
+    async with serving(written(where, workers, queue=queue)) as house:
+        yield house
+
+
+async def worker(house: House, path: str = "/") -> int:
+    """The pid of the worker that answers."""
+    status, body = await house.get(path)
+    assert status == 200, body
+    return int(body.split()[0])
+
+
+def workers(house: House) -> list[int]:
+    return [pid for pid, words in family(house.child.pid).items() if str(APP) in words]
+
+
+@pytest.mark.parametrize("word", ["fd:{fd}", "port:{port}", "{socket}"])
+async def test_the_first_request_starts_a_worker_and_waits(tmp_path: Path, word: str) -> None:
+    async with serving(written(tmp_path, "count: 1", word=word)) as house:
+        assert workers(house) == []
+        pid = await worker(house)
+        assert workers(house) == [pid]
+        assert await worker(house) == pid
+        await house.remark(f"app[{pid}]: worker_app: ready")
+        house.child.terminate()
+        assert await house.end() == 0
+        await has_ended(pid)
+        await house.until(lambda: not any(tmp_path.glob("workers/app/*")))
+
+
+async def test_workers_that_are_always_there(tmp_path: Path) -> None:
+    async with pool(tmp_path, "start: always\n      count: 2") as house:
+        await house.until(lambda: len(workers(house)) == 2)
+
+
+async def test_a_killed_worker_loses_no_request(tmp_path: Path) -> None:
+    """Every GET is answered while the workers are killed one after the other."""
+    failed: list[object] = []
+    answered = 0
+    async with pool(tmp_path, "count: 2\n      rapid_fail: {failures: 1000}") as house, trio.open_nursery() as nursery:
+        await worker(house)
+
+        async def client() -> None:
+            nonlocal answered
+            while True:
+                try:
+                    status, body = await house.get()
+                    failed.extend([body] if status != 200 else [])
+                except (OSError, EOFError) as error:
+                    failed.append(error)
+                answered += 1
+
+        async def more(number: int) -> None:
+            wanted = answered + number
+            await house.until(lambda: answered >= wanted)
+
+        for _ in range(8):
+            nursery.start_soon(client)
+        for _ in range(10):
+            await more(20)
+            await house.until(lambda: len(workers(house)) == 2)
+            await kill(workers(house)[0])
+        await more(50)
+        nursery.cancel_scope.cancel()
+    assert failed == []
+
+
+async def test_with_a_concurrency_of_one_there_are_never_two_requests_in_a_worker(tmp_path: Path) -> None:
+    async with pool(tmp_path, "concurrency: 1") as house, trio.open_nursery() as nursery:
+        served: dict[int, int] = {}
+        seen: list[bytes] = []
+
+        async def client(number: int) -> None:
+            for _ in range(10):
+                seen.append((await house.get())[1])
+                served[number] = served.get(number, 0) + 1
+
+        for number in range(8):
+            nursery.start_soon(client, number)
+    assert {int(body.split()[1]) for body in seen} == {1}
+    assert served == dict.fromkeys(range(8), 10)
+
+
+async def test_requests_wait_while_it_starts_and_one_too_many_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    extra = "rapid_fail: {failures: 1000}"
+    async with pool(tmp_path, extra, queue="limit: 50, wait: 25s") as house, trio.open_nursery() as nursery:
+        answers: list[int] = []
+
+        async def client() -> None:
+            answers.append((await house.get())[0])
+
+        for _ in range(50):
+            nursery.start_soon(client)
+        await house.until_status(lambda it: it["pools"][0]["queue"]["length"] == 50)
+        assert (await house.get())[0] == 503
+        await house.remark("QueueFull")
+        (tmp_path / "broken").unlink()
+        await house.until(lambda: len(answers) == 50)
+        assert set(answers) == {200}
+
+
+async def test_a_pool_that_fails_again_and_again_is_out_of_service(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    async with pool(tmp_path, "rapid_fail: {failures: 3, within: 1m, retry_after: 1s}") as house:
+        assert (await house.get())[0] == 503
+        log = await house.remark("event 5002: pool app: out of service for 1 s: 3 failures within 60 s")
+        assert log.count("event 5009") == 3
+        assert "it is broken" in log
+        (tmp_path / "broken").unlink()
+        await house.until_answer(lambda status, _: status == 200)
+
+
+async def test_recycled_workers_overlap(tmp_path: Path) -> None:
+    failed: list[object] = []
+    pids: set[int] = set()
+    async with pool(tmp_path, "recycle: {requests: 20}") as house, trio.open_nursery() as nursery:
+
+        async def client() -> None:
+            while True:
+                try:
+                    status, body = await house.get()
+                    failed.extend([body] if status != 200 else [])
+                    pids.add(int(body.split()[0]))
+                except (OSError, EOFError, ValueError) as error:
+                    failed.append(error)
+
+        for _ in range(4):
+            nursery.start_soon(client)
+        await house.until(lambda: len(pids) >= 3)
+        nursery.cancel_scope.cancel()
+        assert failed == []
+        assert "event 5075" in await house.remark("event 5075")
+
+
+async def test_an_old_worker_finishes_what_it_has(tmp_path: Path) -> None:
+    async with pool(tmp_path, "recycle: {requests: 2}") as house, trio.open_nursery() as nursery:
+        pid = await worker(house)
+        slow: list[int] = []
+
+        async def client() -> None:
+            slow.append(await worker(house, "/slow"))
+
+        nursery.start_soon(client)
+        await house.remark("event 5075")
+        await house.until(lambda: len(workers(house)) == 2)
+        await house.until_answer(lambda _, body: int(body.split()[0]) != pid)
+        assert pid in workers(house)
+        (tmp_path / "go").touch()
+        await house.until(lambda: slow == [pid])
+        await has_ended(pid)
+
+
+async def test_idle_workers_are_stopped_and_started_again(tmp_path: Path) -> None:
+    async with pool(tmp_path, "idle_stop: 1s") as house:
+        pid = await worker(house)
+        await has_ended(pid)
+        await house.remark("event 5186: pool app: no request for 1 s")
+        assert await worker(house) != pid
+
+
+async def test_a_worker_that_does_not_answer_a_ping_is_replaced(tmp_path: Path) -> None:
+    async with pool(tmp_path, "ping: {every: 500ms, wait: 1s}") as house:
+        pid = await worker(house)
+        os.kill(pid, signal.SIGSTOP)
+        await has_ended(pid)
+        await house.remark(f"event 5010: pool app: worker {pid} did not answer a ping within 1 s")
+        assert await worker(house) != pid
+
+
+async def test_a_worker_that_is_not_ready_in_time_is_killed(tmp_path: Path) -> None:
+    async with pool(tmp_path, "start_limit: 1s\n      warm_up: [/failing]", queue="wait: 3s") as house:
+        assert (await house.get())[0] == 503
+        log = await house.remark("event 5012: pool app: worker")
+        assert "(/failing is answered with 500); it is killed" in log
+
+
+async def test_control_may_be_killed_and_knows_its_workers_again(tmp_path: Path) -> None:
+    async with pool(tmp_path, "count: 2") as house:
+        await worker(house)
+        await house.until(lambda: len(workers(house)) == 2)
+        before = set(workers(house))
+        (control,) = house.processes("control_process")
+        await kill(control)
+        assert await worker(house) in before
+        await house.status()
+        assert set(workers(house)) == before
+        await kill(min(before))
+        await house.until(lambda: len(workers(house)) == 2 and min(before) not in workers(house))
+        await house.remark(f"worker {min(before)} ended unexpectedly (SIGKILL)")
+        assert await worker(house) in workers(house)
+
+
+async def test_a_new_front_knows_where_the_workers_are(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        pid = await worker(house)
+        for front in await house.fronts():
+            await kill(front)
+        assert await worker(house) == pid
+
+
+async def test_a_reload_that_changes_the_program_replaces_the_workers(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        pid = await worker(house)
+        path = tmp_path / "frontd.yaml"
+        path.write_text(path.read_text().replace("environment: {", "environment: {COLOUR: red, "))
+        assert (await house.control("POST /reload"))["changed"] == ["pool app changed"]
+        await house.until_answer(lambda _, body: body.split()[2:] == [b"red"])
+        await has_ended(pid)
+
+
+async def test_a_command_that_does_not_exist_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, "rapid_fail: {failures: 1, retry_after: never}")
+    path.write_text(path.read_text().replace(sys.executable, "/no/such/program"))
+    async with serving(path) as house:
+        assert (await house.get())[0] == 503
+        await house.remark("cannot be started: /no/such/program: No such file or directory")
+        await house.remark("out of service until `frontd pool start`")
+
+
+async def test_workers_end_with_a_master_that_is_killed(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        pid = await worker(house)
+        house.child.kill()
+        await house.child.wait()
+        await has_ended(pid)
