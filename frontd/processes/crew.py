@@ -155,7 +155,7 @@ class Crew:
                     self._take_in(worker)
                 await worker.over.wait()
                 number, text = worker.order or (0, "")
-                if worker.gone.is_set():
+                if worker.gone.is_set() or worker.state == "orphan":
                     worker = None
                 elif not number:
                     self._let_go(worker)
