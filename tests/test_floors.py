@@ -51,7 +51,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     6: {
         "processes": (
             "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
-            "handover", "reload", "status", "front", "explain", "control", "watch", "solo", "family", "events",
+            "handover", "reload", "status", "front", "explain", "calls", "control", "watch", "solo", "family", "events",
             "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
         ),
     },

@@ -30,9 +30,10 @@ from frontd.config.model import Config
 from frontd.config.problems import ConfigProblems, Problem
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
+from frontd.processes.calls import serve_calls
 from frontd.processes.channel import Message, next_message
 from frontd.processes.children import be_child, raise_file_limit
-from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control, serve_calls
+from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control
 from frontd.processes.cores import usable_cores
 from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
 from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack

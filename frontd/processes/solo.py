@@ -19,14 +19,10 @@ from frontd.config.model import Health, Listen
 from frontd.lanes.listener import bind
 from frontd.net.binding import bind_control
 from frontd.pipeline.discovery import Discovery
+from frontd.processes.calls import serve_calls
 from frontd.processes.children import raise_file_limit
 from frontd.processes.collector import freeze
-from frontd.processes.control import (
-    HEALTH_CALLERS,
-    HEALTH_PATIENCE,
-    Control,
-    serve_calls,
-)
+from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control
 from frontd.processes.front import Front
 from frontd.processes.runtime import only_problem
 from frontd.processes.watch import Watchdog, watch_files

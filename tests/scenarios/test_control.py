@@ -22,18 +22,19 @@ from frontd.config.load import Loaded, loads
 from frontd.config.model import Listen
 from frontd.lanes.listener import bind
 from frontd.net.binding import bind_control
-from frontd.processes.control import (
+from frontd.processes.calls import (
     MAX_BODY,
     MAX_CALLERS,
     PATIENCE,
+    Call,
     Caller,
-    Control,
     Reply,
     as_json,
     as_text,
     may_call,
     serve_calls,
 )
+from frontd.processes.control import Control
 from tests.net.pki import Pki
 from tests.net.tlsclient import all_gone, secure_site
 from tests.wire import Line, Stage, app, configuration, front, one_pool
@@ -186,7 +187,7 @@ async def test_several_calls_on_one_connection(tmp_path: Path) -> None:
         assert [(await line.message())[0][9:12] for _ in range(3)] == [b"200", b"200", b"404"]
         await line.send(b"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nignored")
         await line.send(b"GET /livez HTTP/1.0\r\n\r\n")
-        assert [(await line.message())[0][9:12] for _ in range(2)] == [b"405", b"200"]
+        assert [(await line.message())[0][9:12] for _ in range(2)] == [b"404", b"200"]
         assert await line.read_to_end() == b""
 
 
@@ -250,10 +251,10 @@ async def test_a_reload_goes_on_when_its_caller_leaves(tmp_path: Path) -> None:
 
 
 async def test_a_fault_of_ours_is_told_and_hurts_nobody(tmp_path: Path) -> None:
-    async def broken(method: str, path: str, query: dict[str, list[str]], caller: Caller) -> Reply:
-        if path == "/bug":
+    async def broken(call: Call) -> Reply:
+        if call.path == "/bug":
             raise ZeroDivisionError("a bug")
-        return as_text(f"{method} {path} {query} {caller.uid}")
+        return as_text(f"{call.method} {call.path} {call.query} {call.caller.uid}")
 
     told: list[tuple[str, Exception]] = []
     path = tmp_path / "c.sock"
