@@ -45,19 +45,21 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     5: {
         "lanes": (
             "driven", "wheel", "others", "registration", "reactor", "service", "requests", "downstream", "connection",
-            "turn", "opening", "listener",
+            "turn", "opening", "running", "listener",
         ),
     },
     6: {
         "processes": (
             "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
-            "handover", "reload", "status", "front", "explain", "calls", "control", "watch", "solo", "family", "events",
+            "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates", "control",
+            "watch", "solo", "family", "events",
             "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
         ),
     },
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
+            "servicestate", "views", "views",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
             "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),

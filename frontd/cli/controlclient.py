@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
     from frontd.config.marks import MapNode, Node
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+
+class Remote(NamedTuple):
+    """The admin listener of a running frontd."""
+
+    url: str
+    host: str
+    port: int
+    token: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Where = Path | Remote
 
 TIMEOUT = 10.0  # seconds; every answer but that of a reload is made from memory
 RELOAD_TIMEOUT = 60.0  # a reload reads files and builds TLS contexts before it answers
@@ -44,6 +62,43 @@ def socket_option(function: Function) -> Function:
         "[default: $FRONTD_CONTROL, what the configuration says that 'frontd serve' would find here, "
         "/run/frontd/control.sock, control.sock in the state directory]",
     )(function)
+
+
+def read_options(function: Function) -> Function:
+    """``--socket PATH``, or ``--control URL`` with ``--token-file FILE``; the verb gets `where` to ask."""
+
+    @functools.wraps(function)
+    def chosen(
+        *args: Any, socket_path: str | None, control: str | None, token_file: str | None, **kwargs: Any
+    ) -> Any:
+        if control is None and token_file is not None:
+            raise click.UsageError("--token-file goes with --control URL")
+        where = find_socket(socket_path) if control is None else remote(control, token_file)
+        return function(*args, where=where, **kwargs)
+
+    url = click.option(
+        "--control", metavar="URL", help="Ask the admin listener instead of the socket: http://127.0.0.1:9901."
+    )
+    token = click.option("--token-file", metavar="FILE", help="File with the token of the admin listener.")
+    return socket_option(url(token(chosen)))  # type: ignore[return-value]
+
+
+def remote(url: str, token_file: str | None) -> Remote:
+    """The admin listener that `url` names.  Raises a usage error, and `Failure` for the file."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
+        raise click.BadParameter(f"{url} is not http://address:port", param_hint="--control")
+    if token_file is None:
+        raise click.UsageError("--control needs --token-file FILE: the admin listener answers to its token alone")
+    try:
+        token = Path(token_file).read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        raise Failure(f"cannot read the token in {token_file}: {getattr(error, 'strerror', None) or error}") from None
+    return Remote(url, parts.hostname, port, token)
 
 
 def find_socket(option: str | None) -> Path:
@@ -92,15 +147,22 @@ def _path(node: Node | None, base: Path) -> Path | None:
     return Path(os.path.abspath(base / word)) if isinstance(word, str) and word and "$" not in word else None
 
 
-def call(path: Path, method: str, target: str, timeout: float = TIMEOUT) -> Answer:
-    """One request on the control socket.  Raises `Failure` (4) that names the socket and why there is no contact."""
+def call(path: Where, method: str, target: str, timeout: float = TIMEOUT) -> Answer:
+    """One request on the control socket or the admin listener.  Raises `Failure` (4) that names it and says why there
+    is no contact."""
     import http.client
 
     from frontd.cli.unixhttp import UnixConnection
 
-    connection = UnixConnection(str(path), timeout)
+    headers = {"Accept": "application/json"}
+    connection: http.client.HTTPConnection
+    if isinstance(path, Remote):
+        connection = http.client.HTTPConnection(path.host, path.port, timeout)
+        headers["Authorization"] = f"Bearer {path.token}"
+    else:
+        connection = UnixConnection(str(path), timeout)
     try:
-        connection.request(method, target, headers={"Accept": "application/json"})
+        connection.request(method, target, headers=headers)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -113,12 +175,14 @@ def call(path: Path, method: str, target: str, timeout: float = TIMEOUT) -> Answ
             data = json.loads(data)
         except ValueError:
             raise ContactFailure(f"{path} answered with something that is not JSON; is it frontd's?") from None
+    if response.status == 401:
+        raise ContactFailure(f"{path}: not permitted: {said(data)}")
     if response.status == 403:
         raise ContactFailure(f"{path}: not permitted: {said(data)}\n{_who_may(path)}")
     return Answer(response.status, data)
 
 
-def fetch(path: Path, target: str) -> dict[str, Any]:
+def fetch(path: Where, target: str) -> dict[str, Any]:
     """GET that must succeed with a JSON object.  Raises `Failure` 4 without contact, 1 with the server's own words."""
     answer = call(path, "GET", target)
     if answer.status != 200 or not isinstance(answer.data, dict):
@@ -131,8 +195,10 @@ def said(data: Any) -> str:
     return str(data.get("error", data) if isinstance(data, dict) else data).strip()
 
 
-def _no_contact(path: Path, error: Exception) -> str:
+def _no_contact(path: Where, error: Exception) -> str:
     head = f"no contact with frontd on {path}: "
+    if isinstance(path, Remote):
+        return f"{head}{getattr(error, 'strerror', None) or error or type(error).__name__}."
     if isinstance(error, FileNotFoundError):
         return f"{head}there is no such socket, so frontd is not running there.\n{_ALTERNATIVES}"
     if isinstance(error, ConnectionRefusedError):
@@ -144,7 +210,9 @@ def _no_contact(path: Path, error: Exception) -> str:
     return f"{head}{error or type(error).__name__}.\n{_ALTERNATIVES}"
 
 
-def _who_may(path: Path) -> str:
+def _who_may(path: Where) -> str:
+    if isinstance(path, Remote):
+        return "Its token does not allow that."
     try:
         owner = f"uid {path.stat().st_uid}"
     except OSError:

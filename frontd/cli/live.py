@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from frontd.cli.common import ConfigFailure, Failure, count
-from frontd.cli.controlclient import RELOAD_TIMEOUT, call, fetch, find_socket, said, socket_option
+from frontd.cli.controlclient import RELOAD_TIMEOUT, Where, call, fetch, find_socket, read_options, said, socket_option
 from frontd.cli.tables import duration, styled, table, use_colour
 from frontd.model.addresses import bracketed
 
@@ -16,11 +16,11 @@ _STATES = {"up": "green", "serving": "green", "down": "red", "draining": "yellow
 
 
 @click.command(short_help="What the running frontd serves.")
-@socket_option
+@read_options
 @click.option("--json", "as_json", is_flag=True, help="The whole answer as JSON.")
-def status(socket_path: str | None, as_json: bool) -> None:
+def status(where: Where, as_json: bool) -> None:
     """Fronts, listeners, sites, plugins, pools and certificates of the running frontd."""
-    answer = fetch(find_socket(socket_path), "/status")
+    answer = fetch(where, "/status")
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:

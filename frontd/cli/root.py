@@ -77,7 +77,16 @@ def cli() -> None:
 
 @click.group(
     cls=LazyGroup,
-    lazy={"config": "frontd.cli.configuration:show_config"},
+    lazy={
+        "config": "frontd.cli.configuration:show_config",
+        "servicestate": "frontd.cli.views:servicestate",
+        "requestq": "frontd.cli.views:requestq",
+        "requests": "frontd.cli.views:requests",
+        "counters": "frontd.cli.views:counters",
+        "sslcert": "frontd.cli.views:sslcert",
+        "iplisten": "frontd.cli.views:iplisten",
+        "timeout": "frontd.cli.views:timeout",
+    },
 )
 def show() -> None:
     """Show what frontd knows."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 STYLES = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "dim": "2"}
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?|-")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -34,7 +35,7 @@ def table(
     become ``?``, since a cell may hold what a server said.  `styles` maps the text of a whole cell to a style.
     """
     cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [bool(cells) and all(row[i].isdigit() or row[i] == "-" for row in cells) for i in range(len(heads))]
+    numeric = [bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(heads))]
     widths = [max([len(head), *(len(row[i]) for row in cells)]) for i, head in enumerate(heads)]
 
     def line(row: Sequence[str], is_head: bool) -> str:
@@ -49,12 +50,17 @@ def table(
     return "\n".join([line(list(heads), True), *(line(row, False) for row in cells)])
 
 
+def plain(value: object) -> str:
+    """A text that a terminal cannot be steered with: control characters become ``?``."""
+    return _CONTROL.sub("?", str(value))
+
+
 def _cell(value: object) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _CONTROL.sub("?", str(value))
+    return plain(value)
 
 
 def duration(seconds: float) -> str:

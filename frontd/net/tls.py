@@ -176,6 +176,11 @@ class ProfileTable:
         return self._hosts.get(host) or self._hosts.get("*." + host.partition(".")[2])
 
     @property
+    def by_host(self) -> list[tuple[str, Profile]]:
+        """Hosts, ``*.name`` among them, with their profiles, in alphabetical order."""
+        return sorted(self._hosts.items(), key=lambda item: item[0])
+
+    @property
     def profiles(self) -> list[Profile]:
         """Every profile once."""
         unique = {id(profile): profile for profile in self._hosts.values()}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
 
 import yaml
 
@@ -20,39 +19,13 @@ from frontd.config.effective import effective
 from frontd.config.load import Loaded
 from frontd.processes.calls import Answerer, Call, Caller, Reply, answer_by, as_json, as_text, may_call
 from frontd.processes.explain import explain, hooks_of, plugins_on
-from frontd.processes.reload import ReloadReport
-from frontd.processes.status import Facts, iso, merged
+from frontd.processes.served import Served
+from frontd.processes.status import iso, merged
+from frontd.processes.views import Views
 
 # The health listener is open to strangers: silent ones must not keep an orchestrator waiting until it gives up on us.
 HEALTH_PATIENCE = 1.0  # s
 HEALTH_CALLERS = 512
-
-
-class Served(Protocol):
-    """What the control socket answers for: a front that is alone, or all of a family."""
-
-    loaded: Loaded
-    started_at: float
-    loaded_at: float
-    last_reload: ReloadReport | None
-    state: str
-
-    @property
-    def generation(self) -> int:
-        """Of the configuration that serves."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are accepted."""
-
-    async def facts(self) -> list[Facts]:
-        """Of every front, as `frontd.processes.status` gathers them."""
-
-    async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
-        """Read and replace the configuration."""
-
-    def remark(self, text: str) -> None:
-        """Write a line into the error log."""
 
 
 class Control:
@@ -66,6 +39,7 @@ class Control:
         self.version = version
         self.read = read
         self.pid = pid or os.getpid()
+        self.views = Views(served, version)
         self.endpoints: dict[tuple[str, str], Answerer] = {
             ("GET", "/livez"): self.health,
             ("GET", "/readyz"): self.health,
@@ -73,6 +47,7 @@ class Control:
             ("GET", "/config"): self.config,
             ("GET", "/explain"): self.explain,
             ("POST", "/reload"): self.reload,
+            **self.views.endpoints,
         }
 
     async def answer(self, call: Call) -> Reply:

@@ -208,6 +208,7 @@ class Seat:
         nursery.start_soon(serve_calls, calls, control.answer, family.log_fault)
         for sock in health:
             nursery.start_soon(serve_calls, sock, control.health, family.log_fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+        nursery.start_soon(control.views.run)
         nursery.start_soon(watch_files, self.discovery, family.remark)
 
     # ------------------------------------------------------------------ the master

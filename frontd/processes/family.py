@@ -197,21 +197,26 @@ class Family:
 
     async def facts(self) -> list[Facts]:
         """Of every front that answers in time; of another one, that it does not, or is just being started."""
-        found: dict[int, Facts] = {}
+        members = dict(self.members)
+        found = await self.ask_each({"do": "status"})
+        return [
+            found[index]["facts"] if index in found else mute(member, "silent" if member.generation else "starting")
+            for index, member in sorted(members.items())
+        ]
+
+    async def ask_each(self, question: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """What the fronts that serve, and answer in time, say to `question`, by their numbers."""
+        found: dict[int, dict[str, Any]] = {}
 
         async def ask(member: Member) -> None:
-            if not member.generation:
-                found[member.index] = mute(member, "starting")
-                return
-            try:
-                found[member.index] = (await member.line.ask({"do": "status"}, within=ANSWER_TIME)).data["facts"]
-            except (Gone, trio.TooSlowError):
-                found[member.index] = mute(member, "silent")
+            with suppress(Gone, trio.TooSlowError):
+                found[member.index] = (await member.line.ask(question, within=ANSWER_TIME)).data
 
         async with trio.open_nursery() as nursery:
             for member in self.members.values():
-                nursery.start_soon(ask, member)
-        return [found[index] for index in sorted(found)]
+                if member.generation:
+                    nursery.start_soon(ask, member)
+        return dict(sorted(found.items()))
 
     def tell_all(self, data: dict[str, Any]) -> None:
         """Say something to every front that serves, which is not answered."""

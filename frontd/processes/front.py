@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -35,6 +36,7 @@ from frontd.lanes.service import Service
 from frontd.lanes.turn import LIVES
 from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import Shared, World
+from frontd.processes.frontviews import VIEWS
 from frontd.processes.plugins import PluginProblem, Runner
 from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, build, differences
@@ -124,6 +126,10 @@ class Front:
     async def facts(self) -> list[Facts]:
         """What can be told of this front, the only one there is."""
         return [facts(self.index, self.started_at, self.state, self.listeners, self.service)]
+
+    async def ask_each(self, question: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """The answer to a view (`frontd.processes.frontviews`), by the number of this front."""
+        return {self.index: await VIEWS[question["do"]](self.service, question)}
 
     @property
     def is_ready(self) -> bool:

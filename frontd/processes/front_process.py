@@ -13,6 +13,7 @@ It builds the world, accepts, and then does what control asks for, one message a
 | ``status`` | says what there is to say about it (`frontd.processes.status`) |
 | ``places`` by pool | knows where the apps are that control has started (`frontd.processes.supervisor`) |
 | ``load`` | says how busy it keeps them |
+| a view | tells what only it can know (`frontd.processes.frontviews`) |
 | ``reopen`` | opens its log files anew |
 | ``drain`` | accepts no more, finishes what runs, and ends |
 
@@ -36,6 +37,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -48,6 +50,7 @@ from frontd.processes.channel import Message, next_message, send
 from frontd.processes.children import REFUSED, be_child, raise_file_limit
 from frontd.processes.collector import freeze
 from frontd.processes.front import Front, Prepared
+from frontd.processes.frontviews import VIEWS
 from frontd.processes.handover import Handover, unpack
 from frontd.processes.runtime import BuildProblem, only_problem
 from frontd.processes.watch import Watchdog
@@ -193,6 +196,8 @@ class Desk:
                 )
             case "status":
                 self._nursery.start_soon(self._status, data)
+            case view if view in VIEWS:
+                self._nursery.start_soon(self._view, data)
             case "swap" if self.prepared is not None:
                 front.swap(self.prepared)
                 self.prepared = None
@@ -253,6 +258,14 @@ class Desk:
 
     async def _status(self, data: dict[str, object]) -> None:
         self._say(data, facts=(await self.front.facts())[0])
+
+    async def _view(self, data: dict[str, Any]) -> None:
+        told: dict[str, Any] = {}
+        try:
+            told = (await self.front.ask_each(data))[self.front.index]
+        except Exception as error:  # who looks on must not hurt what is looked at
+            self.front.log_fault(f"view {data['do']}", error)
+        self._say(data, **told)
 
     async def drain(self) -> None:
         """Drain, then end this process.  Once: a service manager may have asked each process of the family."""

@@ -83,6 +83,7 @@ async def _main(
             await nursery.start(Watchdog(lambda: front.service.world.plugins, log.remark).run)
             await nursery.start(front.run)
             nursery.start_soon(serve_calls, control_socket, control.answer, front.service.log_fault)
+            nursery.start_soon(control.views.run)
             if health is not None:
                 fault = front.service.log_fault
                 nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
