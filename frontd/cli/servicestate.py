@@ -37,7 +37,8 @@ def servicestate_text(state: Data) -> str:
     parts.extend(indented(queue_lines(queue)) for queue in state["request_queues"])
     if not is_session:
         parts.append(["", "Server session:", *indented(session_lines(state["session"]))])
-    return "\n".join(line.rstrip() for part in parts for line in part)
+    lines = [line.rstrip() for part in parts for line in part]
+    return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before)
 
 
 def indented(lines: Iterable[str]) -> list[str]:
