@@ -46,6 +46,8 @@ needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
 class Desk:
     """A front with its control socket and health listener; `text` is what a reload reads."""
 
+    control: Control
+
     def __init__(self, stage: Stage, text: str, path: Path, health: int) -> None:
         self.stage, self.text, self.path, self.health = stage, text, path, health
         self.lines: list[Line] = []
@@ -76,7 +78,7 @@ async def desk(
         health = bind(Listen(name="health", kind="http", address="127.0.0.1", port=0))
         with bind_control(path) as listening, health.sock:
             it = Desk(stage, text, path, health.port)
-            control = Control(stage.front, "1.2.3", read(it))
+            control = it.control = Control(stage.front, "1.2.3", read(it))
             async with trio.open_nursery() as nursery:
                 fault = stage.front.service.log_fault
                 nursery.start_soon(serve_calls, listening, control.answer, fault)
