@@ -27,9 +27,8 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
         "config": (
             "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "workers",
-            "model",
-            "effective", "fill", "certificates", "signing", "sitelimits", "listening", "pluginlist", "build",
-            "pluginchecks", "checks", "schema", "load", "docs",
+            "admin", "model", "effective", "fill", "certificates", "signing", "tokens", "sitelimits", "listening",
+            "pluginlist", "build", "pluginchecks", "checks", "schema", "load", "docs",
         ),
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
@@ -51,15 +50,14 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     6: {
         "processes": (
             "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
-            "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates", "control",
-            "watch", "solo", "family", "events",
-            "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
+            "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates",
+            "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
         ),
     },
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
-            "servicestate", "views", "views",
+            "servicestate", "views",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
             "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),

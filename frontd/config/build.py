@@ -471,6 +471,5 @@ def _complete(log: LogFile | None, where: str | Path, which: str) -> LogFile:
 
 def _control(room: Room, node: Node | None, draft: Draft) -> None:
     made = fill(room, Control, node) if node is not None and not _is_nothing(node) else None
-    if made is None or "socket" not in made.model_fields_set:
-        made = Control(socket=places.default_control_socket(draft.state_dir))
-    draft.control = made
+    given = {name: getattr(made, name) for name in made.model_fields_set} if made else {}
+    draft.control = Control(**{"socket": places.default_control_socket(draft.state_dir), **given})

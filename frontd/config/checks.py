@@ -20,6 +20,7 @@ from frontd.config.pluginchecks import plugins_fit
 from frontd.config.problems import Mark
 from frontd.config.signing import read_signing_key
 from frontd.config.target import Target
+from frontd.config.tokens import read_token
 from frontd.config.units import clip, nearest
 from frontd.model.addresses import bracketed
 from frontd.model.urlprefix import Category, UrlPrefix, is_under, path_key
@@ -103,6 +104,8 @@ def _listeners_apart(room: Room, draft: Draft) -> None:
     sockets = [(one.address, one.port, one.name, find(draft.root, "listen", one.name)) for one in draft.listen.values()]
     if draft.health is not None:
         sockets.append((*draft.health.listen, "health", find(draft.root, "health", "listen")))
+    if draft.control is not None and draft.control.listen is not None:
+        sockets.append((*draft.control.listen, "control", find(draft.root, "control", "listen")))
     for address, port, name, node in sockets:
         for other_address, other_port, other in bound:
             if port and port == other_port and (address == other_address or None in (address, other_address)):
@@ -246,6 +249,8 @@ def _other_files(room: Room, draft: Draft) -> None:
     for token, node in tokens:
         if token is not None:
             _try_file(room, node, "jwt_key", token.jwt_key, read_signing_key)
+    if draft.control is not None and draft.control.token_file is not None:
+        _try_file(room, find(draft.root, "control"), "token_file", draft.control.token_file, read_token)
 
 
 def _directories(room: Room, draft: Draft) -> None:

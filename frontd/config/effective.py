@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from frontd.config.model import Config, Health, Limits, Listen, Part, Pool, Route, Site, Target, Workers
+from frontd.config.model import Config, Control, Health, Limits, Listen, Part, Pool, Route, Site, Target, Workers
 from frontd.config.plugins import PluginEntry
 from frontd.config.workers import NEVER
 from frontd.model.addresses import bracketed
@@ -48,9 +48,6 @@ def _plain(value: object, reveal: bool) -> Any:
 
 
 def _part(part: Part, reveal: bool) -> Any:
-    if isinstance(part, Health):
-        address, port = part.listen
-        return {"listen": f"{bracketed(address)}:{port}"}
     data: dict[str, Any] = {}
     for name in type(part).model_fields:
         value = getattr(part, name)
@@ -62,6 +59,8 @@ def _part(part: Part, reveal: bool) -> Any:
             elif isinstance(part, Config) and name == "fronts":
                 data[name] = "auto"
             continue
+        if name == "listen" and isinstance(part, Health | Control):
+            value = f"{bracketed(value[0])}:{value[1]}"
         data[name] = _plain(value, reveal)
     if isinstance(part, Workers) and not reveal:  # where apps expect their secrets
         data["environment"] = dict.fromkeys(data["environment"], REDACTED)

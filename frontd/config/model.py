@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import Field, model_validator
 
 from frontd.config import places
+from frontd.config.admin import Control, Health
 from frontd.config.leaves import (
     Address,
     ConnectionScheme,
@@ -22,7 +23,6 @@ from frontd.config.leaves import (
     File,
     Flag,
     FrontCount,
-    HostAndPort,
     ListenerKind,
     LogFormat,
     LogTo,
@@ -350,7 +350,7 @@ class Site(Part):
     )
 
 
-# ---------------------------------------------------------------------------------------------------- log, control
+# ---------------------------------------------------------------------------------------------------- log, the whole
 
 
 class LogFile(Part):
@@ -385,23 +385,6 @@ class Log(Part):
         default_factory=lambda: LogFile(to="stderr", format="w3c"),
         description="One line per failure, as HTTPERR has them; left out: on stderr.",
     )
-
-
-class Control(Part):
-    """The control socket."""
-
-    socket: File = Field(
-        default_factory=lambda: places.default_control_socket(places.default_state_dir()),
-        description="Unix socket for `frontd status`, `reload` and the rest; left out: "
-        "`/run/frontd/control.sock` where that can be written, else "
-        "`control.sock` in the state directory (as HAProxy's and Docker's sockets lie in /run).",
-    )
-
-
-class Health(Part):
-    """`/livez` and `/readyz` on TCP (they are always on the control socket)."""
-
-    listen: HostAndPort = Field(description="Address and port, for example `127.0.0.1:9000`.")
 
 
 class Cache(Part):
@@ -451,7 +434,7 @@ class Config(Part):
         default=None, description="A signed field that tells apps who has logged on; left out: none."
     )
     log: Log = Field(default_factory=Log, description="Access log and error log.")
-    control: Control = Field(default_factory=Control, description="The control socket.")
+    control: Control = Field(default_factory=Control, description="The control socket, and the admin listener.")
     health: Health | None = Field(default=None, description="Health endpoints on TCP; left out: none.")
     state_dir: File = Field(
         default_factory=places.default_state_dir,

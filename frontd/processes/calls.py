@@ -26,6 +26,7 @@ from urllib.parse import parse_qs
 import trio
 
 from frontd.lanes.requests import make_request
+from frontd.model.addresses import bracketed
 from frontd.model.errors import FrontdError, Reason
 from frontd.model.headers import Headers
 from frontd.model.messages import Request
@@ -43,14 +44,21 @@ MAX_CALLERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end: pid, uid, gid as the kernel says."""
+    """Who is at the other end: pid, uid, gid as the kernel says; on TCP it says none of them, but an `address`."""
 
     pid: int
     uid: int
     gid: int
+    address: str = ""
+
+    def __str__(self) -> str:
+        return self.address or f"uid {self.uid} gid {self.gid} pid {self.pid}"
 
 
-STRANGER = Caller(0, -1, -1)  # at the other end of a TCP connection
+def stranger(sock: socket.socket) -> Caller:
+    """Who is at the other end of a TCP connection: somebody at an address.  Raises `OSError` when it has ended."""
+    host, port, *_ = sock.getpeername()
+    return Caller(0, -1, -1, f"{bracketed(host)}:{port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +171,7 @@ async def _serve_caller(
 ) -> None:
     stream = Stream(sock)
     try:
-        caller = peer_of(sock) if sock.family == socket.AF_UNIX else STRANGER
+        caller = peer_of(sock) if sock.family == socket.AF_UNIX else stranger(sock)
         http = ServerConnection()
         while await _one_call(stream, http, answerer, caller, fault, patience):
             http.next_cycle()

@@ -88,7 +88,7 @@ class Control:
 
     def audit(self, what: str, caller: Caller, outcome: str) -> None:
         """Write down who did what, and what came of it."""
-        self.served.remark(f"audit: {what} by uid {caller.uid} gid {caller.gid} pid {caller.pid}: {outcome}")
+        self.served.remark(f"audit: {what} by {caller}: {outcome}")
 
     async def explain(self, call: Call) -> Reply:
         """Where ``url`` leads in the running configuration; 400 for what is no URL."""

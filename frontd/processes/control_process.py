@@ -30,6 +30,7 @@ from frontd.config.model import Config
 from frontd.config.problems import ConfigProblems, Problem
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
+from frontd.processes.admin import ADMIN_CALLERS, ADMIN_PATIENCE, Admin
 from frontd.processes.calls import serve_calls
 from frontd.processes.channel import Message, next_message
 from frontd.processes.children import be_child, raise_file_limit
@@ -37,7 +38,7 @@ from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control
 from frontd.processes.cores import usable_cores
 from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
 from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack
-from frontd.processes.master import CONTROL, HEALTH
+from frontd.processes.master import ADMIN, CONTROL, HEALTH
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.supervisor import Supervisor
 from frontd.processes.watch import watch_files
@@ -96,7 +97,7 @@ class Seat:
         self.line = Line(sock, 0, self._heard)
         self.nursery: trio.Nursery | None = None
         self.sockets: list[socket.socket] = []
-        self.doors: list[int] = []  # the control socket, and the health listener if there is one
+        self.doors: list[int] = []  # the control socket, and the listeners for health and admin if there are
 
     def read(self) -> Loaded:
         """The configuration as it is now."""
@@ -195,19 +196,26 @@ class Seat:
     async def _bind_doors(self, config: Config) -> list[int]:
         """The sockets that control answers on, which the master holds.  Raises `OSError`."""
         assert self.family is not None
-        wanted: list[list[Any]] = []
+        wanted: list[list[Any]] = [[CONTROL, "control", str(config.control.socket), 0]]
         if config.health is not None:
             wanted.append([HEALTH, "health", *config.health.listen])
-        return await self.family.bind([*wanted, [CONTROL, "control", str(config.control.socket), 0]])
+        if config.control.listen is not None:
+            wanted.append([ADMIN, "control", *config.control.listen])
+        return await self.family.bind(wanted)
 
     def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
-        """Answer on the control socket and the health listener, and watch the files of plugins."""
+        """Answer on the control socket and the listeners beside it, and watch the files of plugins."""
         control = Control(family, self.version, None if self.name == "-" else self.read, self.master)
         self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
-        *health, calls = self.sockets
-        nursery.start_soon(serve_calls, calls, control.answer, family.log_fault)
-        for sock in health:
-            nursery.start_soon(serve_calls, sock, control.health, family.log_fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+        calls, *listeners = self.sockets
+        fault, settings = family.log_fault, family.config.control
+        nursery.start_soon(serve_calls, calls, control.answer, fault)
+        if family.config.health is not None:
+            health = listeners.pop(0)
+            nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+        if settings.token_file is not None:
+            admin = Admin(control, settings.token_file)
+            nursery.start_soon(serve_calls, listeners.pop(0), admin.answer, fault, ADMIN_PATIENCE, ADMIN_CALLERS)
         nursery.start_soon(control.views.run)
         nursery.start_soon(watch_files, self.discovery, family.remark)
 

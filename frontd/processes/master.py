@@ -67,7 +67,7 @@ GRACE = 10.0  # s beyond `timeouts.drain` for a front to end
 FAREWELL = 2.0  # s for control to end
 MOST_SOCKETS = channel.MOST_FILES - 10
 
-CONTROL, HEALTH = "@control", "@health"  # keys of the sockets that are not for requests
+CONTROL, HEALTH, ADMIN = "@control", "@health", "@admin"  # keys of the sockets that are not for requests
 HERE = "frontd.processes"
 
 
@@ -386,7 +386,7 @@ class Master:
                     self.fronts = [Child(index) for index in range(data["fronts"])]
             case "keep":
                 assert self.world is not None
-                for key in self.held.keys() - {*self.world.keys, CONTROL, HEALTH}:
+                for key in self.held.keys() - {*self.world.keys, CONTROL, HEALTH, ADMIN}:
                     self.held.pop(key).close()
             case "started":
                 self.started = True
