@@ -51,7 +51,8 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "processes": (
             "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
             "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates",
-            "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage", "worker", "probe", "crew", "supervisor", "front_process", "control_process",
+            "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage",
+            "worker", "probe", "crew", "supervisor", "front_process", "control_process",
         ),
     },
     7: {

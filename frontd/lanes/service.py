@@ -7,7 +7,7 @@ import os
 import traceback
 import types
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from frontd.model.headers import Headers
 from frontd.model.messages import Client, Exchange
 from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import World
+
+MOST_POOLS = 4096  # whose failures are counted
 
 
 class Lives(NamedTuple):
@@ -38,6 +40,7 @@ class Service:
         self.lives = lives
         self.reactor = Reactor(self.log_fault)
         self.reasons: Counter[str] = Counter()
+        self.failed: dict[str, Counter[str]] = {}  # by pool: reasons, and "5xx" for answers with such a status
         self.connections: dict[Hashable, None] = {}  # a set of half the size
         self.by_listener: Counter[Hashable] = Counter()
         self.underscores = 0
@@ -62,13 +65,30 @@ class Service:
 
     def log_exchange(self, exchange: Exchange, seconds: float) -> None:
         """Count an exchange and write its line."""
-        if exchange.reason is not None:
-            self.reasons[exchange.reason.word] += 1
+        if exchange.reason is not None or exchange.status >= 500:
+            self._count_failure(exchange)
         self.underscores += exchange.underscores
         for where, error in exchange.faults:
             self.log_fault(f"request {exchange.number}: plugin {where}", error, secrets_of(exchange))
             error.__traceback__ = None  # which leads back to the exchange
         self.log.exchange(exchange, seconds, exchange.started_at)
+
+    def _count_failure(self, exchange: Exchange) -> None:
+        counters = self.failed.get(exchange.pool)
+        if counters is None:
+            if len(self.failed) >= MOST_POOLS:  # targets without end, and nobody has asked for the counters
+                self.failed.clear()
+            counters = self.failed[exchange.pool] = Counter()
+        if exchange.reason is not None:
+            self.reasons[exchange.reason.word] += 1
+            counters[exchange.reason.word] += 1
+        if exchange.status >= 500:
+            counters["5xx"] += 1
+
+    def forget_failures(self, pools: Container[str]) -> None:
+        """Keep those of `pools` alone; targets that plugins route to come and go."""
+        for name in [name for name in self.failed if name not in pools]:
+            del self.failed[name]
 
     def log_connection(self, client: Client, reason: Reason, detail: str) -> None:
         """Count and log a connection that ended without an exchange."""

@@ -100,7 +100,10 @@ class Control:
     async def status(self, _: Call) -> Reply:
         """Everything `frontd status` shows."""
         served = self.served
-        every = merged(await served.facts())
+        facts = await served.facts()
+        every = merged(facts)
+        for pool in every["pools"]:
+            pool["rates"] = self.views.rates_of(facts, pool["name"])
         report, config = served.last_reload, served.loaded.config
         for site in every["sites"]:
             known = config.sites.get(site["name"])  # a front may be one reload behind
@@ -114,6 +117,7 @@ class Control:
             "ready": served.is_ready,
             "state": served.state,
             "generation": served.generation,
+            "window": self.views.window,
             "config": {"file": served.loaded.name, "loaded": iso(served.loaded_at)},
             "last_reload": report
             and {"at": iso(report.at), "ok": report.ok, "changed": report.changed, "errors": report.errors},

@@ -51,7 +51,7 @@ from frontd.processes.channel import Message, next_message, send
 from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
 from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, differences
-from frontd.processes.status import Facts, iso
+from frontd.processes.status import Facts, mute
 
 BUILD_TIME = 90.0  # s for a front to build a world; each of its plugins has 30
 SWAP_TIME = 10.0
@@ -200,7 +200,9 @@ class Family:
         members = dict(self.members)
         found = await self.ask_each({"do": "status"})
         return [
-            found[index]["facts"] if index in found else mute(member, "silent" if member.generation else "starting")
+            found[index]["facts"]
+            if index in found
+            else mute(index, member.pid, member.since, member.generation)
             for index, member in sorted(members.items())
         ]
 
@@ -490,14 +492,3 @@ def key_of(settings: Any) -> str:
 def quiet(config: Config) -> Any:
     """The access log of a process that answers no requests: off."""
     return config.log.access.model_copy(update={"to": "off"})
-
-
-def mute(member: Member, state: str) -> Facts:
-    """What is shown of a front that does not answer, for the reason that `state` names."""
-    front = {"index": member.index, "pid": member.pid, "since": iso(member.since), "generation": member.generation}
-    front |= {"state": state, "connections": 0, "requests": 0, "memory": 0}
-    nothing: dict[str, Any] = {noun: [] for noun in ("listeners", "sites", "pools", "certificates")}
-    return {
-        "front": front, **nothing, "store": dict.fromkeys(("used", "limit", "entries"), 0), "reasons": {},
-        "log": {"dropped": 0}, "dropped_underscore_fields": 0,
-    }  # fmt: skip

@@ -70,9 +70,9 @@ def counted(every: Iterable[Facts]) -> dict[Hashable, int]:
                 found[pid, "site", site["name"], counter] = site[counter]
         for pool in one["pools"]:
             for counter in QUEUE:
-                found[pid, "pool", pool["name"], counter] = pool["queue"].get(counter, 0)
+                found[pid, "pool", pool["name"], counter] = pool["counters"][counter]
     return found
 
 
 SITE = ("requests", "errors")
-QUEUE = ("arrived", "refused", "served")
+QUEUE = ("arrived", "refused", "served", "5xx")

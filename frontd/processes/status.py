@@ -7,8 +7,9 @@ coordination, and added up when somebody asks; those of a front that has ended a
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ import trio
 from frontd.lanes.listener import Listener
 from frontd.lanes.service import Service
 from frontd.upstream.pool import Pool
-from frontd.upstream.report import rows
+from frontd.upstream.report import rows, served
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ORDER = {"up": 0, "unknown": 1, "down": 2}  # the state of a target is the best that any front sees
@@ -28,13 +29,18 @@ Facts = dict[str, Any]
 def facts(index: int, since: float, state: str, listeners: Sequence[Listener], service: Service) -> Facts:
     """What `frontd status` shows of one front; `since` is its start (s since the epoch)."""
     world, now = service.world, trio.current_time()
-    pools = [pool_facts(pool, now, on_demand=False) for pool in world.pools.values()]
-    pools += [pool_facts(pool, now, on_demand=True) for pool in world.ondemand]
+    found = [*((pool, False) for pool in world.pools.values()), *((pool, True) for pool in world.ondemand)]
+    service.forget_failures({pool.settings.name for pool, _ in found})
+    pools = [
+        pool_facts(pool, now, service.failed.get(pool.settings.name, {}), on_demand=on_demand)
+        for pool, on_demand in found
+    ]
     return {
         "front": {
             "index": index, "pid": os.getpid(), "since": iso(since), "state": state, "generation": world.generation,
             "connections": len(service.connections),
             "requests": sum(site.state.requests for site in world.all_sites), "memory": memory(),
+            "cpu": round(time.process_time(), 3),
         },
         "listeners": [
             {
@@ -62,10 +68,27 @@ def facts(index: int, since: float, state: str, listeners: Sequence[Listener], s
     }  # fmt: skip
 
 
-def pool_facts(pool: Pool, now: float, *, on_demand: bool) -> Facts:
-    """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target."""
+def mute(index: int, pid: int, since: float, generation: int) -> Facts:
+    """What is shown of a front that does not answer, or that is just being started (`generation` 0)."""
+    front = {"index": index, "pid": pid, "since": iso(since), "generation": generation}
+    front |= {"state": "silent" if generation else "starting", "connections": 0, "requests": 0, "memory": 0, "cpu": 0.0}
+    nothing: dict[str, Any] = {noun: [] for noun in ("listeners", "sites", "pools", "certificates")}
+    return {
+        "front": front, **nothing, "store": dict.fromkeys(("used", "limit", "entries"), 0), "reasons": {},
+        "log": {"dropped": 0}, "dropped_underscore_fields": 0,
+    }  # fmt: skip
+
+
+def pool_facts(pool: Pool, now: float, failed: Mapping[str, int], *, on_demand: bool) -> Facts:
+    """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target.
+    `failed` are the reasons for which its requests were not answered by an app, and how many answers were 5xx."""
     return {
         "name": pool.settings.name, "on_demand": on_demand,
+        "counters": {
+            "arrived": pool.queue.arrived, "refused": pool.queue.refused, "served": served(pool),
+            "5xx": failed.get("5xx", 0),
+        },
+        "reasons": {word: number for word, number in failed.items() if word != "5xx"},
         "queue": {
             "length": len(pool.queue), "limit": pool.settings.queue_limit,
             "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
@@ -113,6 +136,8 @@ def _pools(every: Iterable[Facts]) -> list[Facts]:
     return [
         {
             **same[0],
+            "counters": _sum(pool["counters"] for pool in same),
+            "reasons": _sum(pool["reasons"] for pool in same),
             "queue": {
                 **same[0]["queue"],
                 "length": sum(pool["queue"]["length"] for pool in same),
@@ -122,6 +147,13 @@ def _pools(every: Iterable[Facts]) -> list[Facts]:
         }
         for same in found.values()
     ]
+
+
+def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counters:
+        total.update(one)
+    return dict(total)
 
 
 def _targets(pools: Iterable[Facts]) -> list[Facts]:

@@ -64,7 +64,7 @@ class Views:
     async def requestq(self, _: Call) -> Reply:
         """The request queues with their counters."""
         every = await self.served.facts()
-        return as_json({"window": self._window(), "request_queues": self.queues(every)})
+        return as_json({"window": self.window, "request_queues": self.queues(every)})
 
     async def counters(self, _: Call) -> Reply:
         """Everything that is counted."""
@@ -81,7 +81,7 @@ class Views:
             for site in total["sites"]
         ]  # fmt: skip
         return as_json({
-            "window": self._window(), "connections": total["connections"], "fronts": fronts, "url_groups": groups,
+            "window": self.window, "connections": total["connections"], "fronts": fronts, "url_groups": groups,
             "request_queues": self.queues(every), "reasons": total["reasons"], "log": total["log"],
         })  # fmt: skip
 
@@ -95,7 +95,7 @@ class Views:
             rows.append({
                 "name": name, "on_demand": pool["on_demand"], "size": queue["length"], "max_requests": queue["limit"],
                 "timeout": queue["wait"], "oldest": queue["longest"],
-                **{counter: queue.get(counter, 0) for counter in QUEUE},
+                **pool["counters"], "reasons": pool["reasons"],
                 "rates": self._rates(now, every, "pool", name, QUEUE),
                 "active": sum(target["active"] for target in pool["targets"]),
                 "targets": len(pool["targets"]),
@@ -104,7 +104,7 @@ class Views:
                     {
                         "index": one["front"]["index"], "size": mine["queue"]["length"],
                         "oldest": mine["queue"]["longest"],
-                        **{counter: mine["queue"].get(counter, 0) for counter in QUEUE},
+                        **mine["counters"], "reasons": mine["reasons"],
                         "rates": self._rates(now, [one], "pool", name, QUEUE),
                     }
                     for one, mine in having
@@ -112,7 +112,9 @@ class Views:
             })  # fmt: skip
         return rows
 
-    def _window(self) -> float | None:
+    @property
+    def window(self) -> float | None:
+        """The seconds that rates are over; None: there are none yet."""
         over = self.rates.over
         return None if over is None else round(over, 3)
 
@@ -124,6 +126,10 @@ class Views:
         return {
             counter: self.rates.per_second(now, [(pid, noun, name, counter) for pid in pids]) for counter in counters
         }
+
+    def rates_of(self, every: list[Facts], name: str) -> dict[str, float | None]:
+        """What happens per second in a request queue."""
+        return self._rates(counted(every), every, "pool", name, QUEUE)
 
     async def requests(self, call: Call) -> Reply:
         """What runs now, the oldest first: for at least ``older`` seconds, at most ``most`` of them."""

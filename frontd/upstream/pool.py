@@ -75,6 +75,7 @@ class Pool:
         self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
         self.places: list[Place] = []
         self.leaving: list[Place] = []  # no longer among them, and perhaps not yet done with what they hold
+        self.departed = 0  # exchanges that were begun with places that are gone
         self.off = ""  # why nothing is to wait here: control has taken the pool out of service
         self.wanted: Callable[[Pool], None] | None = None  # told that requests wait and there is no place
         self._has_asked = False
@@ -214,6 +215,7 @@ class Pool:
                 place.gone = True
                 place.close_idle()
                 self.leaving.append(place)
+        self.departed += sum(place.served for place in self.leaving if not place.active)
         self.leaving = [place for place in self.leaving if place.active]
         for keeper in [one for one in self.keepers if one.place is not None and one.place.gone]:
             keeper.end()

@@ -33,6 +33,11 @@ def rows(pool: Pool) -> list[dict[str, object]]:
     return found
 
 
+def served(pool: Pool) -> int:
+    """How many exchanges this front has begun with the apps of a pool."""
+    return pool.departed + sum(place.served for place in (*pool.leaving, *pool.places))
+
+
 def load(pool: Pool, now: float) -> dict[str, object]:
     """How busy this front keeps the apps of a pool; counts since this front has the pool, `oldest` in s.
 

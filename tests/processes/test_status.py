@@ -31,7 +31,8 @@ def target(address: str, state: str, *, active: int = 0, held: int | None = None
 
 def pool(*targets: dict[str, Any], length: int = 0, longest: float = 0.0, on_demand: bool = False) -> dict[str, Any]:
     queue = {"length": length, "limit": 1000, "wait": 30.0, "longest": longest}
-    return {"name": "app", "on_demand": on_demand, "queue": queue, "targets": list(targets)}
+    counted = {"counters": {"arrived": 3, "5xx": 1}, "reasons": {"QueueFull": 1}}
+    return {"name": "app", "on_demand": on_demand, **counted, "queue": queue, "targets": list(targets)}
 
 
 def test_counters_are_added() -> None:
@@ -62,6 +63,7 @@ def test_a_target_is_up_if_one_front_reaches_it() -> None:
         ("10.0.0.1", "up", 4, 2, 4), ("10.0.0.2", "unknown", 0, 1, None),
     ]  # fmt: skip
     assert found["targets"][0]["error"] == ""
+    assert (found["counters"], found["reasons"]) == ({"arrived": 6, "5xx": 2}, {"QueueFull": 2})
 
 
 def test_no_front_at_all() -> None:

@@ -121,8 +121,8 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             status, said = await control.ask("GET /status")
             assert status == 200
             assert list(said) == [
-                "version", "pid", "started", "uptime", "ready", "state", "generation", "config", "last_reload",
-                "fronts", "listeners", "sites", "pools", "store", "certificates", "reasons", "log",
+                "version", "pid", "started", "uptime", "ready", "state", "generation", "window", "config",
+                "last_reload", "fronts", "listeners", "sites", "pools", "store", "certificates", "reasons", "log",
                 "dropped_underscore_fields", "connections",
             ]  # fmt: skip
             assert (said["version"], said["pid"]) == ("1.2.3", os.getpid())

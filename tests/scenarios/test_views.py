@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.testing
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from frontd.cli.root import cli
+from frontd.processes.rates import EVERY, Rates
 from tests.net.pki import Pki
 from tests.scenarios.test_control import Desk, desk
 from tests.wire import app, one_pool
@@ -141,3 +143,58 @@ async def test_requests_as_a_table(tmp_path: Path) -> None:
         assert "--older" in await show(it, "requests", "--older", "soon", code=2)
         for line in lines:
             await line.close()
+
+
+async def test_counters_of_queues(pki: Pki, tmp_path: Path) -> None:
+    """Two wait, two find the queue full, and one is answered in another pool."""
+    async with shop(pki, tmp_path) as it:
+        it.text = it.text.replace("/: app}\npools", "/: app, /away/: away}\npools")
+        assert (await it.ask("POST /reload"))[0] == 200
+        lines = [await it.stage.connect() for _ in range(5)]
+        assert (await lines[0].get())[0].startswith(b"HTTP/1.1 200 ")
+        for line in lines[1:3]:
+            await line.send(b"GET /away/ HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        pool = it.stage.front.pools["away"]
+        while len(pool.queue) < 2:  # noqa: ASYNC110 - requests that other tasks carry
+            await trio.sleep(0.005)
+        for line in lines[3:]:
+            assert (await line.get("/away/"))[0].startswith(b"HTTP/1.1 503 ")
+        app, away = (await data(it, "requestq"))["request_queues"]
+        assert {**app, "rates": 0, "fronts": 0, "oldest": 0} == {
+            "name": "app", "on_demand": False, "size": 0, "max_requests": 1000, "timeout": 30.0, "oldest": 0,
+            "arrived": 0, "refused": 0, "served": 1, "5xx": 0, "reasons": {}, "rates": 0, "active": 0, "targets": 1,
+            "up": 1, "fronts": 0,
+        }  # fmt: skip
+        assert (away["size"], away["arrived"], away["refused"], away["served"]) == (2, 2, 2, away["served"])
+        assert (away["5xx"], away["reasons"], away["up"]) == (2, {"QueueFull": 2}, 0)
+        assert 0 < away["oldest"] < 5
+        (front,) = away["fronts"]
+        assert (front["index"], front["size"], front["refused"]) == (0, 2, 2)
+        assert (await data(it, "counters"))["request_queues"][1]["reasons"] == {"QueueFull": 2}
+        status = (await it.ask("GET /status"))[1]["pools"][1]
+        assert (status["counters"]["refused"], status["reasons"]) == (2, {"QueueFull": 2})
+        text = await show(it, "requestq")
+        assert text.startswith("REQUEST QUEUE   SIZE    MAX   OLDEST   ARRIVED/S")
+        assert text.endswith("\n\nRates are not known yet.\n")
+        assert "FRONT" not in text  # there is only one
+        text = await show(it, "counters")
+        assert "\nplain " in text
+        assert "\nQueueFull       2\n" in text
+        for line in lines:
+            await line.close()
+
+
+async def test_rates_are_known_after_a_while(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with app() as other, desk(one_pool(other.url), tmp_path) as it:
+        it.control.views.rates = Rates(trio.current_time)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.control.views.run)
+            await trio.sleep(2.5 * EVERY)
+            line = await it.stage.connect()
+            for _ in range(10):
+                assert (await line.get())[0].startswith(b"HTTP/1.1 200 ")
+            await line.close()
+            status = (await it.ask("GET /status"))[1]
+            assert status["window"] == 1.5 * EVERY
+            assert status["pools"][0]["rates"] == {"arrived": 0.0, "refused": 0.0, "served": 1.333, "5xx": 0.0}
+            nursery.cancel_scope.cancel()
