@@ -151,14 +151,14 @@ async def test_counters_of_queues(pki: Pki, tmp_path: Path) -> None:
         it.text = it.text.replace("/: app}\npools", "/: app, /away/: away}\npools")
         assert (await it.ask("POST /reload"))[0] == 200
         lines = [await it.stage.connect() for _ in range(5)]
-        assert (await lines[0].get())[0].startswith(b"HTTP/1.1 200 ")
+        assert (await lines[0].get(host="b.test"))[0].startswith(b"HTTP/1.1 200 ")
         for line in lines[1:3]:
-            await line.send(b"GET /away/ HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            await line.send(b"GET /away/ HTTP/1.1\r\nHost: b.test\r\n\r\n")
         pool = it.stage.front.pools["away"]
         while len(pool.queue) < 2:  # noqa: ASYNC110 - requests that other tasks carry
             await trio.sleep(0.005)
         for line in lines[3:]:
-            assert (await line.get("/away/"))[0].startswith(b"HTTP/1.1 503 ")
+            assert (await line.get("/away/", host="b.test"))[0].startswith(b"HTTP/1.1 503 ")
         app, away = (await data(it, "requestq"))["request_queues"]
         assert {**app, "rates": 0, "fronts": 0, "oldest": 0} == {
             "name": "app", "on_demand": False, "size": 0, "max_requests": 1000, "timeout": 30.0, "oldest": 0,
