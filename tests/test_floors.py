@@ -52,13 +52,13 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "channel", "children", "launch", "workers", "master", "cores", "collector", "plugins", "runtime",
             "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates",
             "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage",
-            "worker", "probe", "crew", "supervisor", "front_process", "control_process",
+            "worker", "probe", "crew", "supervisor", "pooldesk", "front_process", "control_process",
         ),
     },
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
-            "servicestate", "views",
+            "servicestate", "views", "pool",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
             "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),

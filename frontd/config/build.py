@@ -458,7 +458,7 @@ def _log(room: Room, node: Node | None, draft: Draft) -> None:
     given = made.model_fields_set if made else set()
     access = _complete(made.access if made and "access" in given else None, where, "access")
     error = _complete(made.error if made and "error" in given else None, "stderr", "error")
-    draft.log = Log(access=access, error=error)
+    draft.log = Log(access=access, error=error, events=made.events if made else None)
 
 
 def _complete(log: LogFile | None, where: str | Path, which: str) -> LogFile:

@@ -374,7 +374,7 @@ class LogFile(Part):
 
 
 class Log(Part):
-    """The two logs."""
+    """The logs."""
 
     access: LogFile = Field(
         default_factory=lambda: LogFile(to="stdout", format="json"),
@@ -384,6 +384,11 @@ class Log(Part):
     error: LogFile = Field(
         default_factory=lambda: LogFile(to="stderr", format="w3c"),
         description="One line per failure, as HTTPERR has them; left out: on stderr.",
+    )
+    events: File | None = Field(
+        default=None,
+        description="File for what happens to supervised pools, one JSON object per line, with the numbers of WAS in "
+        "Windows' system log; left out: they stand in the error log alone.",
     )
 
 

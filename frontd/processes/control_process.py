@@ -39,6 +39,7 @@ from frontd.processes.cores import usable_cores
 from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
 from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack
 from frontd.processes.master import ADMIN, CONTROL, HEALTH
+from frontd.processes.pooldesk import PoolDesk
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.supervisor import Supervisor
 from frontd.processes.watch import watch_files
@@ -206,6 +207,8 @@ class Seat:
     def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
         """Answer on the control socket and the listeners beside it, and watch the files of plugins."""
         control = Control(family, self.version, None if self.name == "-" else self.read, self.master)
+        assert self.supervisor is not None
+        control.endpoints |= PoolDesk(self.supervisor.crews, self.supervisor.events, family.remark).endpoints
         self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
         calls, *listeners = self.sockets
         fault, settings = family.log_fault, family.config.control

@@ -19,7 +19,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from frontd.config.certificates import CertificateFacts, Unusable, read_certificate
-from frontd.config.model import Config, Listen, Pool, Route, Site
+from frontd.config.model import Config, Listen, Pool, Route, Site, Workers
 from frontd.config.plugins import PluginEntry
 from frontd.config.sitelimits import needed
 from frontd.model.addresses import bracketed
@@ -385,7 +385,9 @@ def _path_of(file: OpenFile) -> str:
 def _pool(way: Way, prefix: str, route: Route) -> str:
     pool = way.config.pools[cast("str", route.pool)]
     queue = f"up to {pool.queue.limit} requests wait there for up to {pool.queue.wait:g} s"
-    busy = "while no target can be reached" if pool.concurrency is None else "while no target is free"
+    of_each = pool.concurrency if pool.workers is None else pool.workers.concurrency
+    what = "target" if pool.workers is None else "worker"
+    busy = f"while no {what} can be reached" if of_each is None else f"while no {what} is free"
     way.step("pool", pool.name, f"the route leads to it; {busy}, {queue}", [])
     if pool.pass_through:
         schemes = " or ".join(dict.fromkeys(pool.pass_through))
@@ -401,7 +403,18 @@ def _forwarded(path: str, prefix: str) -> str:
     return "/" + path[len(prefix) :] if len(path) >= len(prefix) else "/"
 
 
+def _workers(way: Way, workers: Workers, forwarded: str) -> str:
+    program = workers.app or " ".join(workers.command)
+    many = f"{workers.count} workers" if workers.count > 1 else "one worker"
+    limit = "" if workers.concurrency is None else f", each with at most {workers.concurrency} requests at once"
+    first = "started by the first request, which waits" if workers.start == "on_demand" else "always there"
+    way.step("workers", program, f"{many} that frontd runs, {first}{limit}, asked for {forwarded}", [])
+    return f"forwarded to a worker ({program}) as {forwarded}"
+
+
 def _target(way: Way, pool: Pool, forwarded: str) -> str:
+    if pool.workers is not None:
+        return _workers(way, pool.workers, forwarded)
     targets = [str(target) for target in pool.targets]
     limit = "" if pool.concurrency is None else f", each with at most {pool.concurrency} requests at once"
     if len(targets) == 1:

@@ -58,7 +58,7 @@ class Supervisor:
 
     def __init__(self, family: Family, memo: dict[str, Any], inherited: list[str]) -> None:
         self.family = family
-        self.events = Events(family.remark)
+        self.events = Events(family.remark, family.config.log.events)
         self.crews: dict[str, Crew] = {}
         self._memo: dict[str, Any] = memo.get("crews", {})
         self._inherited = set(inherited)  # keys of workers of the control before, until they have been told
@@ -98,6 +98,7 @@ class Supervisor:
 
     def committed(self, config: Config) -> None:
         """Another configuration is about to serve."""
+        self.events.path = config.log.events
         self._fit(config)
 
     def _fit(self, config: Config) -> None:

@@ -44,10 +44,11 @@ sites:
     routes: {/: "http://127.0.0.1:7000"}
   plain:
     urls: ["http://plain.localhost:8080/"]
-    routes: {/: web}
+    routes: {/: web, /own/: own}
 pools:
   web: {targets: ["http://web:80"]}
   api: {targets: ["http://api1:8000", "http://api2:8000"], concurrency: 8}
+  own: {workers: {command: [app, "{fd}"], count: 2, concurrency: 4}}
 """
 
 
@@ -101,6 +102,7 @@ def test_the_whole_way(text: str) -> None:
         ("https://other.localhost/x", "rest", "forwarded to http://127.0.0.1:7000 as /x"),
         ("https://shop.localhost:9443/", None, "404 NotFound"),
         ("http://plain.localhost:8080/", "plain", "forwarded to http://web as /"),
+        ("http://plain.localhost:8080/own/x", "plain", "forwarded to a worker (app {fd}) as /own/x"),
         ("http://shop.localhost:8080/x?y=1", "shop", "308 redirect to https://shop.localhost/x?y=1"),
         ("http://nobody.example:8080/", None, "400 Hostname"),
     ],

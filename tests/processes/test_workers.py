@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 from tests.processes.house import House, family, has_ended, kill, serving
+from tests.scenarios.test_control_api import ALONE, OPERATIONS, faults
 
 APP = Path(__file__).with_name("worker_app.py")
 
@@ -267,3 +269,109 @@ async def test_workers_end_with_a_master_that_is_killed(tmp_path: Path) -> None:
         house.child.kill()
         await house.child.wait()
         await has_ended(pid)
+
+
+# ---------------------------------------------------------------------------------------------------- by hand
+
+
+async def frontd(house: House, *words: str) -> tuple[int, str]:
+    """Exit code and output of a command that talks to this family."""
+    command = [sys.executable, "-m", "frontd", *words, "--socket", str(house.where / "control.sock")]
+    with trio.fail_after(60):
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    return done.returncode, (done.stderr if done.returncode else done.stdout).decode()
+
+
+async def test_the_verbs_of_a_pool(tmp_path: Path) -> None:
+    async with pool(tmp_path, "count: 2", queue="wait: 20s") as house:
+        code, said = await frontd(house, "pool", "start", "app")
+        first = set(workers(house))
+        assert (code, len(first)) == (0, 2), said
+        assert said.splitlines()[-1] == f"pool app runs: pid {', '.join(map(str, sorted(first)))}"
+        code, said = await frontd(house, "pool", "recycle", "app")
+        assert (code, said.splitlines()[-1][:24]) == (0, "pool app has new workers")
+        for pid in first:
+            await has_ended(pid)
+        second = set(workers(house))
+        code, said = await frontd(house, "pool", "stop", "app")
+        assert (code, said) == (0, "pool app is stopped\n")
+        assert workers(house) == []
+        status, body = await house.get()
+        assert (status, b"Reason: AppOffline" in body) == (503, True)
+        assert (await frontd(house, "pool", "restart", "app"))[0] == 0
+        assert not second & set(workers(house))
+        code, said = await frontd(house, "show", "workers")
+        assert code == 0
+        assert said.splitlines()[1].split()[:4] == ["app", "running", "2", "2"]
+        assert [line.split()[1] for line in said.splitlines()[4:]] == [str(pid) for pid in sorted(workers(house))]
+        code, said = await frontd(house, "pool", "stop", "nobody")
+        assert (code, said) == (1, "frontd: there is no pool 'nobody' with workers; known: app\n")
+        log = await house.remark("audit: pool restart app by uid")
+        assert log.count("audit: pool recycle app by uid") == 1
+
+
+async def test_a_recycle_without_a_successor_is_a_failure(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        pid = await worker(house)
+        (tmp_path / "broken").touch()
+        code, said = await frontd(house, "pool", "recycle", "app")
+        assert (code, said.splitlines()[-1][:27]) == (1, f"frontd: worker {pid} stays: its"[:27])
+        assert await worker(house) == pid
+        code, said = await frontd(house, "show", "events")
+        assert [line.split()[1] for line in said.splitlines()[1:]] == ["5079", "5009", "5093"]
+
+
+async def test_stopped_requests_that_wait_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    extra = "rapid_fail: {failures: 1000}"
+    async with pool(tmp_path, extra, queue="wait: 25s") as house, trio.open_nursery() as nursery:
+        answers: list[tuple[int, bytes]] = []
+
+        async def client() -> None:
+            answers.append(await house.get())
+
+        for _ in range(10):
+            nursery.start_soon(client)
+        await house.until_status(lambda it: it["pools"][0]["queue"]["length"] == 10)
+        assert (await frontd(house, "pool", "stop", "app"))[0] == 0
+        await house.until(lambda: len(answers) == 10)
+        assert {(status, b"AppOffline" in body) for status, body in answers} == {(503, True)}
+
+
+async def test_a_pool_that_was_stopped_stays_so_when_control_dies(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        await worker(house)
+        assert (await frontd(house, "pool", "stop", "app"))[0] == 0
+        await kill(house.processes("control_process")[0])
+        assert (await house.control("GET /workers"))["pools"][0]["state"] == "stopped"
+        assert (await house.get())[0] == 503
+        assert (await frontd(house, "pool", "start", "app"))[0] == 0
+        await worker(house)
+
+
+async def test_the_answers_are_as_the_description_of_the_control_socket_says(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house:
+        await kill(await worker(house))
+        await house.until_answer(lambda status, _: status == 200)
+        seen = set()
+        for method, path in set(OPERATIONS) - set(ALONE):
+            for name in ("app", "nobody"):
+                status, wrong = await faults(house, method, f"{path}?name={name}")
+                assert not wrong, "\n".join(wrong)
+                seen.add((method, path, status))
+        told = {(*key, int(status)) for key in set(OPERATIONS) - set(ALONE) for status in OPERATIONS[key]["responses"]}
+        assert seen == told
+
+
+async def test_the_event_log(tmp_path: Path) -> None:
+    path = written(tmp_path, "count: 1")
+    path.write_text(path.read_text().replace("log: {", f"log: {{events: {tmp_path}/events.jsonl, "))
+    async with serving(path) as house:
+        pid = await worker(house)
+        await kill(pid)
+        await house.remark('"id": 5009', "events.jsonl")
+        (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+        event = json.loads(line)
+        assert event.pop("time")[:2] == "20"
+        text = f"worker {pid} ended unexpectedly (SIGKILL)"
+        assert event == {"id": 5009, "level": "warning", "pool": "app", "text": text, "pid": pid}
