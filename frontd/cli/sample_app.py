@@ -3,6 +3,7 @@
 | path | what it does |
 |---|---|
 | ``/`` | a page with what the app saw of the request (text, or HTML for a browser) |
+| ``/whoami`` | who has logged on, as frontd says in ``X-Remote-User``; else ``nobody`` |
 | ``/upload`` | POST or PUT: counts the bytes of the body and their SHA-256, in constant memory |
 | ``/download?bytes=N`` | N bytes, streamed |
 | ``/cached?s=S`` | the time, which a cache may keep for S seconds (60) |
@@ -149,6 +150,13 @@ async def page(request: Request) -> None:
     )
 
 
+async def whoami(request: Request) -> None:
+    """Names the user."""
+    await request.drain()
+    user = next((value for name, value in request.headers if name.lower() == "x-remote-user"), "nobody")
+    await request.answer(200, f"{user}\n")
+
+
 async def upload(request: Request) -> None:
     """Counts and hashes the body as it comes."""
     if request.method not in ("POST", "PUT"):
@@ -241,6 +249,7 @@ def _number(request: Request, name: str, default: float, maximum: float) -> floa
 
 PAGES: dict[str, Callable[[Request], Awaitable[None]]] = {
     "/": page,
+    "/whoami": whoami,
     "/upload": upload,
     "/download": download,
     "/cached": cached,

@@ -72,6 +72,11 @@ async def test_the_page_shows_what_the_app_saw() -> None:
     assert b"GET /?a=1 HTTP/1.1\nHost: x\nX-Odd-Case: <b>\n" in body
 
 
+async def test_whoami_names_the_user() -> None:
+    assert (await ask(b"GET /whoami HTTP/1.1\r\nHost: x\r\nX-Remote-User: ann\r\n\r\n"))[1] == b"ann\n"
+    assert (await ask(GET % b"/whoami"))[1] == b"nobody\n"
+
+
 async def test_a_page_stands_at_more_addresses() -> None:
     for path in (b"/page/x", b"/private/", b"/private/x?a=1"):
         _, body = await ask(GET % path)
