@@ -2,7 +2,7 @@
 #
 #   docker build -t frontd .
 #   docker build -t frontd --secret id=ca,src=/path/to/bundle.pem .     behind a proxy that re-signs TLS; nothing of it stays in a layer
-#   docker build -t frontd-kerberos --build-arg EXTRAS=kerberos .       with an extra of pyproject.toml, or several: EXTRAS=kerberos,ldap
+#   docker build -t frontd-kerberos --build-arg EXTRAS=kerberos .       with an extra of pyproject.toml
 #
 # Any image with Python 3.11+ and its venv module serves as BASE_IMAGE; with EXTRAS it has to be one of Debian or Ubuntu.
 ARG BASE_IMAGE=python:3.13-slim
@@ -17,7 +17,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca \
     python -m venv /opt/frontd; \
     python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt; \
     /opt/frontd/bin/pip install -q --only-binary :all: -r requirements.txt
-# The extras have to be compiled.  The compiler stays in this stage; /packages lists what the result is linked with.
+# Extras have to be compiled.  The compiler stays in this stage; /packages lists what the result is linked with.
 ARG EXTRAS=
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca \
     set -e; : >/packages; if [ -z "$EXTRAS" ]; then exit 0; fi; \
@@ -27,7 +27,7 @@ print(*(one for name in os.environ["EXTRAS"].split(",") for one in extras[name])
     include=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
     headers=; if [ ! -e "$include/Python.h" ]; then headers=python3-dev; fi; \
     apt-get update -qq; \
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev libkrb5-dev libldap-dev libsasl2-dev $headers >/dev/null; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev libkrb5-dev $headers >/dev/null; \
     CFLAGS="-O2 -g0" /opt/frontd/bin/pip install -q -r extras.txt; \
     find /opt/frontd -name '*.so' -exec ldd {} + | sed -nE 's|.*=> (/usr)?/lib/.*/([^/ ]+) .*|*/\2|p' | sort -u \
         | xargs dpkg-query -S | cut -d: -f1 | sort -u >/packages

@@ -1,11 +1,11 @@
-"""Who knows the passwords of a domain: winbind, or a KDC.
+"""Who knows the passwords of a domain: winbind, a KDC, or an LDAP directory.
 
 How it works
 ------------
 A `Directory` is asked with a user and a password, and answers with an identity.  Winbind's is `_winbind`.  The KDC's
 is a logon as that user, and then one of that user at ourselves, which the key in our keytab proves to come from the
 realm (`_gss.password_logon`).  Both block, in threads of their own and for at most `DEADLINE`: while a controller is
-away, logons of other kinds go on.
+away, logons of other kinds go on.  LDAP's is `_ldap_bind`, which does not block.
 
 Invariants
 ----------
@@ -25,13 +25,17 @@ from typing import Protocol
 import trio
 from frontd_plugins import _gss as gss
 from frontd_plugins import _keytab as keytab
+from frontd_plugins import _ldap_bind as ldap_bind
 from frontd_plugins import _winbind as winbind
+from frontd_plugins._ldap_bind import LdapSettings
 from frontd_plugins._winbind import Denied, Unavailable
 from pydantic import Field, field_validator
 
 import frontd
 
-__all__ = ["Denied", "Directory", "KerberosSettings", "Unavailable", "WinbindSettings", "verified"]
+__all__ = [
+    "Denied", "Directory", "KerberosSettings", "LdapSettings", "Settings", "Unavailable", "WinbindSettings", "verified",
+]  # fmt: skip
 
 DEADLINE = winbind.DEADLINE  # s
 FLOOR = 0.1  # s
@@ -69,6 +73,9 @@ class KerberosSettings(frontd.Settings):
         if not re.fullmatch(r"[^\s\\/@]+/[^\s\\/@]+", spn) or not spn.isprintable():
             raise ValueError(f"{spn!r} is no service principal name; one is written HTTP/www.example.com")
         return spn
+
+
+Settings = KerberosSettings | LdapSettings | WinbindSettings
 
 
 class Directory(Protocol):
@@ -173,8 +180,11 @@ class Realm:
         raise Unavailable(f"the KDC has not answered within {DEADLINE:g} s", was_asked=was_asked)
 
 
-def complaints(settings: KerberosSettings | WinbindSettings) -> Iterable[str]:
+def complaints(settings: Settings) -> Iterable[str]:
     """What `check` says about a directory.  Blocks for a moment."""
+    if isinstance(settings, LdapSettings):
+        yield from ldap_bind.complaints(settings)
+        return
     if isinstance(settings, WinbindSettings):
         if fault := winbind.missing():
             yield fault
@@ -191,6 +201,8 @@ def complaints(settings: KerberosSettings | WinbindSettings) -> Iterable[str]:
         yield f"{settings.keytab} has no key for {wanted}; it has: {keytab.told(keys) or 'none'}"
 
 
-def of(settings: KerberosSettings | WinbindSettings) -> Directory:
-    """The directory that settings mean."""
+def of(settings: Settings) -> Directory:
+    """The directory that settings mean.  Raises `ValueError`."""
+    if isinstance(settings, LdapSettings):
+        return ldap_bind.Bind(settings)
     return Domain(settings) if isinstance(settings, WinbindSettings) else Realm(settings)

@@ -150,6 +150,9 @@ class Basic(frontd.Plugin):
         kerberos: directories.KerberosSettings | None = Field(
             default=None, description="Or the KDC of a realm, without being a member."
         )
+        ldap: directories.LdapSettings | None = Field(
+            default=None, description="Or an LDAP directory, Active Directory among them, by a bind as the user."
+        )
         realm: str = Field(
             default="",
             max_length=255,
@@ -199,9 +202,19 @@ class Basic(frontd.Plugin):
 
         @model_validator(mode="after")
         def _one(self) -> Self:
-            if sum(it is not None for it in (self.users_file, self.winbind, self.kerberos)) != 1:
-                raise ValueError("one of users_file, winbind and kerberos has to be there, to say who knows passwords")
+            if sum(it is not None for it in (self.users_file, *self._domains)) != 1:
+                words = "one of users_file, winbind, kerberos and ldap has to be there"
+                raise ValueError(f"{words}, to say who knows passwords")
             return self
+
+        @property
+        def _domains(self) -> tuple[directories.Settings | None, ...]:
+            return self.winbind, self.kerberos, self.ldap
+
+        @property
+        def domain(self) -> directories.Settings | None:
+            """Who knows passwords, if it is no file."""
+            return next((it for it in self._domains if it is not None), None)
 
     settings: Settings
 
@@ -215,7 +228,7 @@ class Basic(frontd.Plugin):
                 'serve it over https only, or say "allow_http: true"'
             )
         if settings.users_file is None:
-            yield from directories.complaints(settings.winbind or settings.kerberos)
+            yield from directories.complaints(settings.domain)
             return
         try:
             _read(settings.users_file, is_ahead=True)
@@ -224,14 +237,14 @@ class Basic(frontd.Plugin):
 
     @classmethod
     def untold(cls, settings: Any) -> frozenset[str]:
-        """A file has no SIDs, tickets no names of groups."""
-        return frozenset({"sids"} if settings.users_file else {"groups"} if settings.kerberos else ())
+        """A file has no SIDs, tickets have no names of groups; a directory is asked for them where it is told to."""
+        has_no_groups = settings.kerberos or (settings.ldap and not settings.ldap.groups)
+        return frozenset({"sids"} if settings.users_file else {"groups"} if has_no_groups else ())
 
     def prepare(self) -> None:
         """Read the users.  Raises `ValueError` when the file is not there or has a bad line."""
         limits = self.settings
-        domain = limits.winbind or limits.kerberos
-        self._directory = directories.of(domain) if domain is not None else None
+        self._directory = directories.of(limits.domain) if limits.domain is not None else None
         self._take(_read(limits.users_file) if limits.users_file is not None else passwords.NOBODY)
         self._threads = THREADS if self._directory is None else self._directory.threads
         self._throttle = Throttle(limits.failures_per_user, limits.failures_per_address, limits.failure_window)

@@ -181,7 +181,7 @@ def test_check_opens_the_keytab(house: Realm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"users_file": "users", "winbind": {}}])
 def test_one_of_them_knows_passwords(more: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="one of users_file, winbind and kerberos has to be there"):
+    with pytest.raises(ValueError, match="one of users_file, winbind, kerberos and ldap has to be there"):
         basic.Basic.Settings(**more)  # type: ignore[arg-type]
 
 
