@@ -215,7 +215,7 @@ def missing() -> str:
     if library.wbcPing() != _SUCCESS:
         return (
             f"winbindd does not answer on {PIPE}: start it, or give a container that directory of the machine; "
-            "docs/join-a-domain.md tells how a machine becomes a member"
+            "docs/how-to/join-a-domain.md tells how a machine becomes a member"
         )
     return ""
 

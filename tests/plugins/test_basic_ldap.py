@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.wire import free_port, settled
 
 __all__ = ["slapd"]
 
+ROOT = Path(__file__).parents[2]
 TEMPLATE = f"uid={{user}},{PEOPLE}"
 
 
@@ -328,6 +330,17 @@ def test_check_opens_the_certificates(tmp_path: Path) -> None:
         assert said.startswith(f"{path}: no certificates to verify the directory with can be read from it")
         with pytest.raises(ValueError, match=str(path)):
             desk(directories.LdapSettings(**{**GOOD, "ca": path})).prepare()
+
+
+def test_what_the_log_says_is_documented() -> None:
+    """Each sentence of the how-to is one of the source, up to what differs."""
+    page = (ROOT / "docs/how-to/troubleshooting.md").read_text().partition("## A directory")[2]
+    source = "".join(Path(module.__file__ or "").read_text() for module in (ldap_bind, ldap))
+    sentences = [found for cell in re.findall(r"(?m)^\| (`.*?`) \|", page) for found in re.findall(r"`(.+?)`", cell)]
+    own = [one for one in sentences if not one.startswith(("CERTIFICATE_", "all attempts"))]  # those of ssl and trio
+    assert len(own) > 10
+    parts = [max(re.split(r"…|1000|10 s|32", one), key=len).strip(" ()") for one in own]
+    assert [part for part in parts if part not in source] == []
 
 
 @pytest.mark.parametrize(("groups", "untold"), [("", {"groups"}), (GROUPS, set())])
