@@ -183,6 +183,7 @@ class Crew:
     async def _started(self, slot: int) -> Worker | None:
         """A new worker that answers; None when there is none, which has been counted."""
         self.number += 1
+        self.hands.remember()  # a number stands for one process, whatever becomes of this control
         try:
             worker = await self.hands.spawn(self, slot, self.number)
         except CannotStart as error:

@@ -68,6 +68,8 @@ class Supervisor:
             self._is_told.set()
         self._before: dict[str, tuple[Worker, int]] = {}
         self._nursery: trio.Nursery | None = None
+        self._wanted: set[str] = set()  # before there were crews
+        family.watchers.append(self)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep all workers until cancelled."""
@@ -76,7 +78,7 @@ class Supervisor:
             task_status.started()
             await self._is_told.wait()
             self._fit(self.family.config)
-            self.family.watchers.append(self)
+            self.wanted([*self._wanted])
             for member in self.family.members.values():
                 if member.generation:
                     self.ready(member)
@@ -98,6 +100,8 @@ class Supervisor:
 
     def committed(self, config: Config) -> None:
         """Another configuration is about to serve."""
+        if not self._is_told.is_set():
+            return  # it is looked at when everything is told
         self.events.path = config.log.events
         self._fit(config)
 
@@ -122,6 +126,7 @@ class Supervisor:
         mine = [(worker, slot) for worker, slot in self._before.values() if worker.key.rpartition(".")[0] == crew.name]
         for worker, slot in mine:
             del self._before[worker.key]
+            crew.number = max(crew.number, int(worker.key.rpartition(".")[2]))
             crew.workers.append(worker)
             if worker.state != "leaving" and slot < crew.settings.count and slot not in crew.inherited:
                 worker.state = "starting"
@@ -142,6 +147,8 @@ class Supervisor:
         for name in pools:
             if (crew := self.crews.get(name)) is not None:
                 crew.want()
+            elif not self.crews:
+                self._wanted.add(name)
 
     def publish(self, crew: Crew) -> None:
         """Tell the fronts where the workers of a crew are."""
@@ -181,7 +188,7 @@ class Supervisor:
         except NoServer as error:
             raise CannotStart(str(error)) from None
         key = f"{crew.name}.{number}"
-        path = self._folder() / crew.name / f"{number}.sock"
+        path = self._folder() / crew.name.replace("/", "_") / f"{number}.sock"
         bind = any("{fd}" in word for word in command)
         port = free_port() if any("{port}" in word for word in command) else 0
         address = Address("127.0.0.1", port) if port else Address(str(path), 0)

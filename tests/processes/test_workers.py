@@ -236,6 +236,27 @@ async def test_control_may_be_killed_and_knows_its_workers_again(tmp_path: Path)
         assert await worker(house) in workers(house)
 
 
+async def test_what_is_wanted_while_control_is_dead_is_started_by_the_next_one(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house, trio.open_nursery() as nursery:
+        (control,) = house.processes("control_process")
+        os.kill(control, signal.SIGSTOP)
+        nursery.start_soon(worker, house)
+        nursery.start_soon(worker, house)
+        await kill(control)
+
+
+async def test_numbers_are_not_used_twice_over_the_death_of_control(tmp_path: Path) -> None:
+    async with pool(tmp_path, "count: 3") as house:
+        await worker(house)
+        await house.until(lambda: len(workers(house)) == 3)
+        for _ in range(2):
+            await kill(house.processes("control_process")[0])
+            await house.status()
+            await kill(workers(house)[0])
+            await house.until(lambda: len(workers(house)) == 3)
+        assert len({one["address"] for one in (await house.control("GET /workers"))["pools"][0]["workers"]}) == 3
+
+
 async def test_a_new_front_knows_where_the_workers_are(tmp_path: Path) -> None:
     async with pool(tmp_path) as house:
         pid = await worker(house)
