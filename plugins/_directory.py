@@ -66,6 +66,11 @@ class KerberosSettings(frontd.Settings):
         "the KDC could let anybody in. Read again with each logon."
     )
     spn: str = Field(description="Our service principal name in that keytab, as `HTTP/www.example.com`.")
+    require_pac: frontd.Flag = Field(
+        default=True,
+        description="Refuse users whose ticket has no PAC, as for `negotiate`, and as there `false` for "
+        "realms without Windows whose KDC makes none.",
+    )
 
     @field_validator("spn")
     @classmethod
@@ -146,6 +151,7 @@ class Realm:
         self._realm = settings.realm
         self._keytab: Path = settings.keytab
         self._spn = f"{settings.spn}@{settings.realm}"
+        self._requires_pac = settings.require_pac
 
     def spelled(self, user: str) -> str:
         """``user@REALM``.  Raises `ValueError` for other realms, and for what a principal gives a meaning to."""
@@ -162,7 +168,7 @@ class Realm:
 
         def work() -> gss.Logon:
             turn.begin()
-            return gss.password_logon(user, password, self._keytab, self._spn)
+            return gss.password_logon(user, password, self._keytab, self._spn, requires_pac=self._requires_pac)
 
         with trio.move_on_after(DEADLINE):
             try:

@@ -21,7 +21,9 @@ the same key: they are one service, and a ticket for one of them is good for the
 Invariants
 ----------
 * Nobody is a `Logon` but by a context that says it is complete, of Kerberos, by the key of a name that is allowed.
-* Where the ticket has a PAC, a `Logon` is the account that the PAC names, whatever name the client has asked for.
+* Where the ticket has the PAC of a Windows domain, a `Logon` is the account that it names, whatever name the client has
+  asked for.  A ticket without any PAC is nobody's, unless the caller says that its realm makes none: so that a client
+  of a domain cannot have it left out (docs/decisions/0023).
 * Errors are raised by the call they belong to.  (`gssapi` would return the token of an error as if it were progress,
   and raise with the next look at the context: `__DEFER_STEP_ERRORS__`.)
 * A handshake that has failed, or was given up, cannot go on.
@@ -54,10 +56,15 @@ SPNEGO = "1.3.6.1.5.5.2"
 KRB5 = "1.2.840.113554.1.2.2"
 CHANNEL_BOUND = 0x800  # GSS_C_CHANNEL_BOUND_FLAG, MIT krb5 1.19
 ANONYMOUS = 0x40  # GSS_C_ANON_FLAG, RFC 2744
-PAC = b"urn:mspac:logon-info"
+PAC = b"urn:mspac:"  # the whole of it
+LOGON_INFO = b"urn:mspac:logon-info"
 MEANINGS = frozenset("/\\@")  # what has a meaning in the name of a principal (RFC 1964 2.1.1)
 NTLM_MARK = b"NTLMSSP\0"  # MS-NLMP 2.2.1
 NTLM_OID = bytes.fromhex("2b06010401823702020a")  # 1.3.6.1.4.1.311.2.2.10, as DER has it
+NO_PAC = (
+    "the ticket has no PAC, which require_pac wants: the client has declined it, or the account of the service has "
+    "(NO_AUTH_DATA_REQUIRED), or the KDC makes none"
+)
 ONLY_KERBEROS = "NTLM token offered, only Kerberos available (the client has got no ticket for this name)"
 
 # What the library says, and what is the matter.  By text: its numbers depend on which errors came before.
@@ -192,16 +199,22 @@ class Handshake:
     `keytab` has the keys, `spns` are the allowed names in lower case (``http/www.example.com``, or with a realm behind
     ``@``), `binding` is the application data of RFC 5929 (None: any channel will do).
 
+    Without `requires_pac` a ticket may have no PAC; its name is then believed.
+
     With `acting` the logon tells what was delegated: the ticket that the client has forwarded, or else the one for us
     as evidence (S4U2Proxy, MS-SFU 3.2.5.2), where `acting` finds an account for it and does not raise `GssError` or
     `GssBusy`.
     """
 
-    def __init__(self, keytab: Path, spns: frozenset[str], binding: bytes | None, acting: Acting | None = None) -> None:
+    def __init__(
+        self, keytab: Path, spns: frozenset[str], binding: bytes | None, acting: Acting | None = None, *,
+        requires_pac: bool = True,
+    ) -> None:  # fmt: skip
         self._keytab = keytab
         self._spns = spns
         self._binding = binding
         self._acting = acting
+        self._requires_pac = requires_pac
         self._proxy: Proxy | None = None
         self._alone = "no ticket was forwarded, and the logon is for another name than our account's"
         self._context: Any = None
@@ -293,7 +306,7 @@ class Handshake:
         asked = str(context.initiator_name)
         if flags & ANONYMOUS or asked.lower().startswith("wellknown/anonymous@"):
             raise GssError("the ticket is an anonymous one (RFC 8062)")
-        info = _info(context.initiator_name)
+        info = _info(context.initiator_name, self._requires_pac)
         name = _name(asked, info)
         delegated = Delegated(name, context.delegated_creds, self._alone) if self._acting is not None else None
         is_bound = bool(flags & CHANNEL_BOUND)
@@ -302,7 +315,7 @@ class Handshake:
 
 
 def _name(asked: str, info: pac.LogonInfo | None) -> str:
-    """``user@REALM``: the account that the PAC names, or without one the name in the ticket, whose parts are plain.
+    """``user@REALM``: the account that the PAC names, or where none does the name in the ticket, whose parts are plain.
 
     The name in a ticket is what the client has asked the KDC for.  A domain controller takes many names for one account
     (MS-KILE 3.3.5.6.1): in other letters, without a machine's ``$``, a userPrincipalName that is another's account
@@ -313,24 +326,41 @@ def _name(asked: str, info: pac.LogonInfo | None) -> str:
         raise GssError("the realm in the ticket is none")
     if info is None:
         if MEANINGS & set(user):
-            raise GssError("the ticket has no PAC, and its name is none of a user (RFC 1964 2.1.1)")
+            raise GssError("the ticket tells of no account, and its name is none of a user (RFC 1964 2.1.1)")
         return asked
     if not info.user or MEANINGS & set(info.user) or not info.user.isprintable():
         raise GssError("the account in the PAC of the ticket has a name that is none of a user")
     return f"{info.user}@{realm}"
 
 
-def _info(name: Any) -> pac.LogonInfo | None:
-    """What the PAC says; None where the KDC is none of a Windows domain.  Raises `GssError` for a damaged PAC."""
-    if PAC not in set(name.attributes):
-        return None
-    found = name.attributes[PAC]
-    if not found.authenticated or len(found.values) != 1:
-        raise GssError("the PAC of the ticket is not signed by the KDC")
+def _info(name: Any, requires_pac: bool) -> pac.LogonInfo | None:
+    """What the PAC says of the account; None where the KDC is none of a Windows domain.
+
+    The PAC of a domain controller has logon information (MS-PAC 2.4), or the ticket has no PAC at all (MS-KILE
+    3.3.5.3).  One with nothing but the name of the ticket and checksums is that of a KDC which has one name for each of
+    its users.  Raises `GssError` for a PAC that is damaged, or missing.
+    """
+    attributes = set(name.attributes)
     try:
-        return pac.read(next(iter(found.values)))
+        if LOGON_INFO in attributes:
+            return pac.read(_signed(name, LOGON_INFO))
+        if not requires_pac:
+            return None
+        if PAC not in attributes:
+            raise GssError(NO_PAC)
+        if others := pac.buffers(_signed(name, PAC)) - pac.PLAIN:
+            raise GssError(f"the PAC of the ticket has no logon information, but buffers of type {sorted(others)}")
     except pac.BadPac as error:
         raise GssError(f"the PAC of the ticket cannot be read: {error}") from error
+    return None
+
+
+def _signed(name: Any, attribute: bytes) -> bytes:
+    """A part of the PAC, or all of it.  Raises `GssError` where it is not signed with our key."""
+    found = name.attributes[attribute]
+    if not found.authenticated or len(found.values) != 1:
+        raise GssError("the PAC of the ticket is not signed by the KDC")
+    return bytes(next(iter(found.values)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -375,7 +405,7 @@ def statement(error: Any) -> str:
 # ---------------------------------------------------------------------------------------------------- passwords
 
 
-def password_logon(user: str, password: str, keytab: Path, spn: str) -> Logon:
+def password_logon(user: str, password: str, keytab: Path, spn: str, *, requires_pac: bool = True) -> Logon:
     """Whose password it is; blocks while the KDC is asked.
 
     Gets a ticket for `user` (``name@REALM``) by the password (RFC 4120 3.1), with it one for our own `spn`
@@ -397,7 +427,7 @@ def password_logon(user: str, password: str, keytab: Path, spn: str) -> Logon:
         token = gssapi.SecurityContext(name=service, creds=credential, mech=mechanism, usage="initiate", flags=0).step()
     except gssapi.exceptions.GSSError as error:
         raise _trouble(error) from error
-    found = Handshake(keytab, frozenset({spn.lower()}), None)._step(token or b"")
+    found = Handshake(keytab, frozenset({spn.lower()}), None, requires_pac=requires_pac)._step(token or b"")
     if not isinstance(found, Logon):
         raise GssError("the ticket for ourselves is no whole logon")
     return found

@@ -7,6 +7,8 @@ hands out the buffer ``logon-info``: a KERB_VALIDATION_INFO in NDR (C706 14, 32 
 structure flat, pointers as numbers of no meaning but null or not, and what they point to behind it in the same order.
 `read` goes through it once, from the front to the end of what is needed.
 
+Other KDCs make PACs as well, without that buffer (MIT since 1.20): `buffers` tells which ones there are.
+
 Invariants
 ----------
 * Nothing is read beyond the end, and no count is believed that contradicts another: a damaged PAC is a `BadPac`, never
@@ -20,6 +22,10 @@ from typing import NamedTuple
 
 SUBAUTHORITIES = 15  # MS-DTYP 2.4.2: at most
 ENABLED = 0x4  # SE_GROUP_ENABLED, MS-PAC 2.2.1
+BUFFERS = 64  # of a PAC, at most; MS-PAC 2.4 has 20 types
+# What a PAC has that says nothing of an account (MS-PAC 2.4): the name and time of the ticket, who delegated it, and
+# the checksums of the server, the KDC, the ticket and the whole
+PLAIN = frozenset({6, 7, 10, 11, 16, 19})
 
 
 class BadPac(ValueError):
@@ -123,6 +129,19 @@ def _extra(reader: _Reader, count: int, is_there: bool) -> list[str]:
     pairs = [(reader.long(), reader.long()) for _ in range(reader.count(count))]
     found = [(_sid(reader) if pointer else "", attributes) for pointer, attributes in pairs]
     return [sid for sid, attributes in found if sid and attributes & ENABLED]
+
+
+def buffers(data: bytes) -> frozenset[int]:
+    """The types of the buffers of a whole PAC (MS-PAC 2.3, 2.4).  Raises `BadPac`."""
+    reader = _Reader(data)
+    count, version = reader.long(), reader.long()
+    if version or count > BUFFERS:
+        raise BadPac(f"a PAC of version {version} with {count} buffers")
+    found = set()
+    for _ in range(count):
+        found.add(reader.long())
+        reader.take(4 + 8)  # size, offset
+    return frozenset(found)
 
 
 def read(data: bytes) -> LogonInfo:

@@ -110,6 +110,12 @@ class Negotiate(frontd.Plugin):
             description="The service principal names that tickets may be for, as `HTTP/www.example.com`, with or "
             "without `@REALM`. Default: `HTTP/` and the host of the request, which is one of the site's (RFC 4559 4).",
         )
+        require_pac: frontd.Flag = Field(
+            default=True,
+            description="Refuse tickets without a PAC, by which the KDC says whose account it is. A domain controller "
+            "leaves it out when the client wishes, and the name in such a ticket may be another account's. `false` is "
+            "for realms without Windows whose KDC makes no PACs: MIT before 1.20, Heimdal.",
+        )
         mechanisms: tuple[Literal["kerberos", "ntlm"], ...] = Field(
             default=("kerberos",),
             min_length=1,
@@ -298,7 +304,10 @@ class Negotiate(frontd.Plugin):
                     raise NtlmError(obstacle)
                 return Pending(NtlmInSpnego(self._desk.acceptor(exchange)), now, 1)
             spns = self._spns or frozenset({f"http/{exchange.request.host.lower()}"})
-            handshake = gss.Handshake(self.settings.keytab, spns, self._binding(exchange), self._acting)
+            handshake = gss.Handshake(
+                self.settings.keytab, spns, self._binding(exchange), self._acting,
+                requires_pac=self.settings.require_pac,
+            )  # fmt: skip
             return Pending(handshake, now, 1)
         if pending is None:
             raise gss.GssError("it is no first token, and no handshake is under way on this connection")

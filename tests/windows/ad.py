@@ -42,6 +42,7 @@ REALM = "AD.FRONTD.TEST"
 NETBIOS = "FRONTD"
 FRONT = "HTTP/front.frontd.test"  # of the account svc-front, which may delegate to BACKEND; its host is 10.99.0.2
 BACKEND = "HTTP/backend.frontd.test"
+BARE = "HTTP/bare.frontd.test"  # whose tickets have no PAC
 PASSWORDS = {
     "bob": "Bob-pass1",  # in webusers, and by it in readers
     "carol": "Cärol-pässwört1",  # in Büro
@@ -52,12 +53,13 @@ PASSWORDS = {
     "evil": "Evil-pass1",  # whose UPN is boss@REALM
     "svc-front": "Svc-pass1!",
     "svc-backend": "Svc-pass1!",
+    "svc-bare": "Svc-pass1!",
 }
 MACHINE = "Machine-pass1"  # of pc1$
 LOCKOUT = 10  # wrong passwords
 AES = "24"  # AES128 and AES256 (MS-KILE 2.2.7); without it exported keys are RC4
 # MS-ADTS 2.2.16
-NORMAL, DISABLED, TRUSTED_TO_AUTH_FOR_DELEGATION = 0x200, 0x2, 0x1000000
+NORMAL, DISABLED, TRUSTED_TO_AUTH_FOR_DELEGATION, NO_AUTH_DATA_REQUIRED = 0x200, 0x2, 0x1000000, 0x2000000
 ACCOUNTS: dict[str, Any] = {
     "lockout": LOCKOUT,
     "users": PASSWORDS,
@@ -80,9 +82,14 @@ ACCOUNTS: dict[str, Any] = {
             "msDS_AllowedToDelegateTo": [BACKEND],
         },
         "svc-backend": {"servicePrincipalName": [BACKEND], "msDS_SupportedEncryptionTypes": AES},
+        "svc-bare": {
+            "servicePrincipalName": [BARE],
+            "msDS_SupportedEncryptionTypes": AES,
+            "userAccountControl": str(NORMAL | NO_AUTH_DATA_REQUIRED),
+        },
     },
-    "services": {"svc-front": "Svc-pass2!", "svc-backend": "Svc-pass2!"},
-    "keytabs": {"front.keytab": FRONT, "backend.keytab": BACKEND},
+    "services": {"svc-front": "Svc-pass2!", "svc-backend": "Svc-pass2!", "svc-bare": "Svc-pass2!"},
+    "keytabs": {"front.keytab": FRONT, "backend.keytab": BACKEND, "bare.keytab": BARE},
 }
 KRB5_CONF = f"""[libdefaults]
  default_realm = {REALM}
@@ -127,7 +134,8 @@ def needs(lacking: str) -> None:
 
 
 class Domain:
-    """A running domain; `folder` has the keytabs ``front.keytab`` and ``backend.keytab``, and ``krb5.conf``.
+    """A running domain; `folder` has the keytabs ``front.keytab``, ``backend.keytab`` and ``bare.keytab``, and
+    ``krb5.conf``.
 
     `facts` are what its database says: ``users`` and ``groups`` are SIDs by name, ``tokens`` the SIDs that count for a
     user.  Raises `RuntimeError` with the end of the log when the domain does not come up.

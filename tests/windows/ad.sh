@@ -17,7 +17,7 @@ for place in /run/samba "$dir/dc" "$dir/member"; do mount -t tmpfs none "$place"
 export TDB_NO_FSYNC=1 # nothing of it has to outlive a power cut
 echo 'nameserver 10.99.0.1' >"$dir/resolv.conf"
 printf '%s\n' '127.0.0.1 localhost' '10.99.0.1 dc1.ad.frontd.test dc1' \
-  '10.99.0.2 front.frontd.test backend.frontd.test' >"$dir/hosts"
+  '10.99.0.2 front.frontd.test backend.frontd.test bare.frontd.test' >"$dir/hosts"
 mount --bind "$dir/resolv.conf" /etc/resolv.conf
 mount --bind "$dir/hosts" /etc/hosts
 export KRB5_CONFIG=$dir/krb5.conf
