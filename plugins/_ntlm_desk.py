@@ -67,6 +67,12 @@ class NtlmSettings(frontd.Settings):
         description="Whose requests are after a logon: `connection`, all that follow on it (HTTP.sys); `request`, "
         "none (IIS authPersistSingleRequest).",
     )
+    machine_accounts: frontd.Flag = Field(
+        default=False,
+        description="Let in machines by the accounts that they have in the domain (`DOMAIN\\PC1$`), as services of "
+        "Windows do log on; with `winbind` only. Whoever can make a machine log on at a place of his can pass that on "
+        "to us, so better together with `extended_protection: require` (IIS lets them in).",
+    )
     require_mic: frontd.Flag = Field(
         default=False,
         description="Refuse clients that do not protect the handshake with a MIC. Windows sends one; curl never does.",
@@ -102,6 +108,8 @@ class NtlmSettings(frontd.Settings):
     def _one(self) -> Self:
         if (self.users_file is None) == (self.verifier == "users_file"):
             raise ValueError("a users_file has to be there, or else verifier: winbind, which takes none")
+        if self.machine_accounts and self.verifier != "winbind":
+            raise ValueError("machine_accounts are those of a domain: they need verifier: winbind")
         return self
 
 
@@ -132,7 +140,7 @@ class Desk:
             self._computer, self._domain = winbind.names()
         else:
             self._file = _ntlm_users.UsersFile(settings.users_file, _local(settings), remark)
-        self._verifier: Verifier = self._file or winbind.Winbind()
+        self._verifier: Verifier = self._file or winbind.Winbind(machines=settings.machine_accounts)
         self._throttle = Throttle(settings.failures_per_user, settings.failures_per_address, settings.failure_window)
 
     async def follow(self) -> None:

@@ -12,12 +12,16 @@ with a context of its own: a connection to winbindd, which serves one request at
 its deadline is given up; its thread is lost until the library comes back, and not more than `THREADS` of them can be.
 Logons wait for a thread in line; beyond `QUEUE` of them it is `Busy`.
 
-SIDs of groups become names, ``DOMAIN\\group``, where winbindd knows one; what it said is remembered for an hour.
+SIDs of groups become names, ``DOMAIN\\group``, where winbindd knows one; what it said is remembered for an hour.  The
+SIDs may also be those of a Kerberos ticket: `group_names`.
+
+Accounts of machines, which services of Windows machines log on with, are let in by `machines` alone: whoever makes a
+machine log on at a place of his can pass that logon on to us.
 
 Invariants
 ----------
 * Somebody is let in only by the library's success, with an account name and a domain name in its answer, and not as a
-  guest (MS-PAC 2.5, UserFlags): all else is a refusal.
+  guest (MS-PAC 2.5, UserFlags), nor as a machine unless that is wanted: all else is a refusal.
 * What the domain answers is taken for trouble on the way only where it is known to be that: else it counts as a guess.
   So does what it was asked and has not answered in time.
 * The LMv2 response is not passed on.  A controller takes it in the place of an NTLMv2 response that is wrong, and then
@@ -31,18 +35,18 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
-from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from ctypes import POINTER, byref, c_int, c_void_p
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import trio
+from frontd_plugins import _wbclient as wbclient
 from frontd_plugins._ntlm import NtlmError, Response, Verified
 from frontd_plugins._throttle import counted
 
 T = TypeVar("T")
 
-LIBRARY = "libwbclient.so.0"
 PIPE = "/run/samba/winbindd/pipe"  # as Debian compiles it in; for the log alone
 DEADLINE = 10.0  # s for a logon; people press reload by then
 TEXT_MAX = 255  # bytes of a name or password: they go into an `fstring` of 256, and what is longer would be cut off
@@ -55,14 +59,6 @@ NO_NAME_TTL = 60.0  # s; the controller that knows it may have been away
 
 THREADS = trio.CapacityLimiter(8)  # of the process: they wait, and need no cores
 QUEUE = 256  # logons that may wait for a thread, unless `basic` says less
-
-# wbcErr of wbclient.h
-_SUCCESS, _NOT_AVAILABLE, _DOMAIN_NOT_FOUND, _UNKNOWN_GROUP = 0, 6, 7, 12
-_PLAIN, _RESPONSE = 1, 3  # wbcAuthUserLevel
-# WBC_MSV1_0_ALLOW_SERVER_TRUST_ACCOUNT | ..._WORKSTATION_TRUST_ACCOUNT, as ntlm_auth has it: services of other machines
-_MACHINES_TOO = 0x820
-_GUEST = 0x1  # WBC_AUTH_USER_INFO_GUEST
-_GROUPS = {2, 4, 5}  # wbcSidType: of a domain, an alias (domain-local or built in), well known
 
 
 class Denied(NtlmError):
@@ -101,6 +97,7 @@ class Turn:
         return self._taken.acquire(blocking=False)
 
 
+A_MACHINE = "it is the account of a machine, and machine_accounts does not let those in"
 # What the domain says (NTSTATUS, MS-ERREF 2.3.1) to somebody it knows …
 _KNOWN = {
     0xC000006A: "the password is wrong",
@@ -111,6 +108,9 @@ _KNOWN = {
     0xC0000072: "the account is disabled",
     0xC000015B: "the account was not granted this type of logon",
     0xC0000193: "the account has expired",
+    0xC0000198: A_MACHINE,
+    0xC0000199: A_MACHINE,
+    0xC000019A: A_MACHINE,
     0xC0000224: "the password has to be changed first",
     0xC0000234: "the account is locked out",
     0xC0000413: "the account may not log on to this machine across the trust (selective authentication)",
@@ -137,10 +137,14 @@ _TROUBLE = {
 
 
 class Winbind:
-    """A `Verifier` of NTLM responses, and one of passwords; `deadline` is in seconds for each."""
+    """A `Verifier` of NTLM responses, and one of passwords; `deadline` is in seconds for each.
 
-    def __init__(self, deadline: float = DEADLINE) -> None:
+    With `machines` also responses of machines, by their accounts, are right (MS-NRPC 2.2.1.4.15, ParameterControl).
+    """
+
+    def __init__(self, deadline: float = DEADLINE, *, machines: bool = False) -> None:
         self._deadline = deadline
+        self._machines = machines
 
     def account(self, response: Response) -> str:
         """Under which name guesses at this user are counted, whether there is one or not."""
@@ -158,7 +162,9 @@ class Winbind:
             raise Denied("the user name is empty", is_known=False)
         if len(nt) <= NTLMV1_SIZE:
             raise Denied("the response is none of NTLMv2", is_known=False)
-        return await self._logon(lambda context: _by_response(context, account, domain, station, challenge, nt))
+        return await self._logon(
+            lambda context: _by_response(context, account, domain, station, challenge, nt, self._machines)
+        )
 
     async def password(self, domain: str, user: str, password: str) -> Verified:
         """The account with this password; `domain` is empty for a `user@realm`.  Raises `Denied` and `Unavailable`."""
@@ -173,8 +179,7 @@ class Winbind:
         return await self._logon(lambda context: _by_password(context, account, where, secret))
 
     async def _logon(self, ask: Callable[[c_void_p], _Account]) -> Verified:
-        if THREADS.available_tokens < 1 and THREADS.statistics().tasks_waiting >= QUEUE:
-            raise Busy(f"{QUEUE} logons wait for winbind")
+        _admit()
         turn, found = Turn(), None
 
         def work(context: c_void_p) -> _Account:
@@ -187,6 +192,12 @@ class Winbind:
             return Verified(found.name, groups, found.sids, found.session_key)
         was_asked = found is None and not turn.give_up()
         raise Unavailable(f"winbind has not answered within {self._deadline:g} s", was_asked=was_asked)
+
+
+def _admit() -> None:
+    """Raises `Busy` when too many wait."""
+    if THREADS.available_tokens < 1 and THREADS.statistics().tasks_waiting >= QUEUE:
+        raise Busy(f"{QUEUE} logons wait for winbind")
 
 
 def names() -> tuple[str, str]:
@@ -209,10 +220,10 @@ def names() -> tuple[str, str]:
 def missing() -> str:
     """Why winbind cannot be asked, as a sentence with the remedy; empty: it can.  Blocks for a moment."""
     try:
-        library = _library()
+        library = wbclient.library()
     except OSError as error:
-        return f"{LIBRARY} cannot be loaded ({error}); it comes with Samba (Debian: libwbclient0)"
-    if library.wbcPing() != _SUCCESS:
+        return f"{wbclient.NAME} cannot be loaded ({error}); it comes with Samba (Debian: libwbclient0)"
+    if library.wbcPing() != wbclient.SUCCESS:
         return (
             f"winbindd does not answer on {PIPE}: start it, or give a container that directory of the machine; "
             "docs/how-to/join-a-domain.md tells how a machine becomes a member"
@@ -225,8 +236,19 @@ def missing() -> str:
 _remembered: OrderedDict[str, tuple[float, str]] = OrderedDict()  # by SID: until when (s of trio's clock), the name
 
 
-async def _names(sids: Iterable[str]) -> tuple[str, ...]:
-    """The names of those SIDs that are groups and have one; asks winbind for what is not remembered."""
+async def group_names(sids: Sequence[str]) -> tuple[str, ...]:
+    """The names of those SIDs that are groups and have one.  Raises `Unavailable` when one of them cannot be found out,
+    so that nobody comes without a group that somebody is refused for."""
+    if not _known(sids)[1]:
+        return await _names(sids)
+    _admit()
+    with trio.move_on_after(DEADLINE):
+        return await _names(sids)
+    raise Unavailable(f"winbind has not answered within {DEADLINE:g} s")
+
+
+def _known(sids: Iterable[str]) -> tuple[set[str], list[str]]:
+    """The names that are remembered, and the SIDs of which nothing is."""
     now = trio.current_time()
     names, unknown = set[str](), list[str]()
     for sid in sids:
@@ -235,6 +257,13 @@ async def _names(sids: Iterable[str]) -> tuple[str, ...]:
             names.add(name)
         else:
             unknown.append(sid)
+    return names, unknown
+
+
+async def _names(sids: Iterable[str]) -> tuple[str, ...]:
+    """The names of those SIDs that are groups and have one; asks winbind for what is not remembered."""
+    names, unknown = _known(sids)
+    now = trio.current_time()
     for at in range(0, len(unknown), BATCH):  # what is found is kept, also when there is no time for the rest
         batch = unknown[at : at + BATCH]
         found = await _in_thread(partial(_named, batch))
@@ -254,17 +283,17 @@ def _named(sids: Iterable[str], context: c_void_p) -> list[tuple[bool, str]]:
 
 def _name(context: c_void_p, sid: str) -> tuple[bool, str]:
     """Whether winbind knows a SID, and what the group is called (empty: it is no group).  Raises `Unavailable`."""
-    library, parsed = _library(), _Sid()
-    if library.wbcStringToSid(sid.encode(), byref(parsed)) != _SUCCESS:
+    library, parsed = wbclient.library(), wbclient.Sid()
+    if library.wbcStringToSid(sid.encode(), byref(parsed)) != wbclient.SUCCESS:
         return False, ""
     domain, name, kind = c_void_p(), c_void_p(), c_int()
     code = library.wbcCtxLookupSid(context, byref(parsed), byref(domain), byref(name), byref(kind))
     try:
-        if code in (_DOMAIN_NOT_FOUND, _UNKNOWN_GROUP):
+        if code in (wbclient.DOMAIN_NOT_FOUND, wbclient.UNKNOWN_GROUP):
             return False, ""
-        if code != _SUCCESS:
+        if code != wbclient.SUCCESS:
             raise Unavailable(f"winbind does not tell what the groups are called (wbcErr {code})")
-        if kind.value not in _GROUPS:
+        if kind.value not in wbclient.GROUPS:
             return True, ""
         place, word = (ctypes.string_at(text).decode() if text else "" for text in (domain, name))
         name_ = f"{place}\\{word}" if place else word
@@ -287,83 +316,6 @@ class _Account(NamedTuple):
     session_key: bytes
 
 
-# The structures of wbclient.h, as they have been since Samba 3.4.
-
-
-class _Sid(ctypes.Structure):
-    _fields_ = [("revision", c_uint8), ("count", c_uint8), ("authority", c_uint8 * 6), ("parts", c_uint32 * 15)]
-
-
-class _SidAttributes(ctypes.Structure):
-    _fields_ = [("sid", _Sid), ("attributes", c_uint32)]
-
-
-class _Info(ctypes.Structure):
-    _fields_ = [
-        ("user_flags", c_uint32), ("account_name", c_char_p), ("user_principal", c_char_p), ("full_name", c_char_p),
-        ("domain_name", c_char_p), ("dns_domain_name", c_char_p), ("acct_flags", c_uint32),
-        ("user_session_key", c_uint8 * 16), ("lm_session_key", c_uint8 * 8), ("logon_count", c_uint16),
-        ("bad_password_count", c_uint16), ("logon_time", c_uint64), ("logoff_time", c_uint64),
-        ("kickoff_time", c_uint64), ("pass_last_set_time", c_uint64), ("pass_can_change_time", c_uint64),
-        ("pass_must_change_time", c_uint64), ("logon_server", c_char_p), ("logon_script", c_char_p),
-        ("profile_path", c_char_p), ("home_directory", c_char_p), ("home_drive", c_char_p), ("num_sids", c_uint32),
-        ("sids", POINTER(_SidAttributes)),
-    ]  # fmt: skip
-
-
-class _Challenged(ctypes.Structure):
-    _fields_ = [
-        ("challenge", c_uint8 * 8), ("nt_length", c_uint32), ("nt_data", c_char_p), ("lm_length", c_uint32),
-        ("lm_data", c_char_p),
-    ]  # fmt: skip
-
-
-class _Password(ctypes.Union):
-    _fields_ = [("plaintext", c_char_p), ("response", _Challenged)]
-
-
-class _Params(ctypes.Structure):
-    _fields_ = [
-        ("account_name", c_char_p), ("domain_name", c_char_p), ("workstation_name", c_char_p), ("flags", c_uint32),
-        ("parameter_control", c_uint32), ("level", c_int), ("password", _Password),
-    ]  # fmt: skip
-
-
-class _Error(ctypes.Structure):
-    _fields_ = [
-        ("nt_status", c_uint32), ("nt_string", c_char_p), ("pam_error", c_int32), ("display_string", c_char_p)
-    ]  # fmt: skip
-
-
-class _Details(ctypes.Structure):
-    _fields_ = [
-        ("interface_version", c_uint32), ("winbind_version", c_char_p), ("winbind_separator", c_char),
-        ("netbios_name", c_char_p), ("netbios_domain", c_char_p), ("dns_domain", c_char_p),
-    ]  # fmt: skip
-
-
-@cache
-def _library() -> Any:
-    """libwbclient.  Raises `OSError` when it is not there, or so old that it has no contexts (before Samba 4.3)."""
-    library = ctypes.CDLL(LIBRARY)
-    try:
-        library.wbcCtxCreate.restype = c_void_p
-        library.wbcCtxPing.argtypes = [c_void_p]
-        library.wbcFreeMemory.argtypes = [c_void_p]
-        library.wbcFreeMemory.restype = None
-        library.wbcStringToSid.argtypes = [c_char_p, POINTER(_Sid)]
-        library.wbcInterfaceDetails.argtypes = [POINTER(POINTER(_Details))]
-        library.wbcCtxLookupSid.argtypes = [
-            c_void_p, POINTER(_Sid), POINTER(c_void_p), POINTER(c_void_p), POINTER(c_int)
-        ]  # fmt: skip
-        library.wbcCtxAuthenticateUserEx.argtypes = [
-            c_void_p, POINTER(_Params), POINTER(POINTER(_Info)), POINTER(POINTER(_Error))
-        ]  # fmt: skip
-    except AttributeError as error:
-        raise OSError(str(error)) from None
-    return library
-
-
 _idle: list[c_void_p] = []  # contexts that nobody uses; never more than there are threads
 
 
@@ -377,7 +329,7 @@ async def _in_thread(ask: Callable[[c_void_p], T]) -> T:
             context = idle.pop()
         except IndexError:
             try:
-                context = c_void_p(_library().wbcCtxCreate())
+                context = c_void_p(wbclient.library().wbcCtxCreate())
             except OSError as error:
                 raise Unavailable(str(error)) from None
             if not context:
@@ -407,15 +359,15 @@ def _names_sent(user: str, domain: str) -> tuple[bytes, bytes]:
 
 
 def _by_password(context: c_void_p, account: bytes, domain: bytes, secret: bytes) -> _Account:
-    params = _Params(account, domain, None, 0, 0, _PLAIN)
+    params = wbclient.Params(account, domain, None, 0, 0, wbclient.PLAIN)
     params.password.plaintext = secret
     return _authenticate(context, params)
 
 
 def _own_names() -> tuple[str, str]:
     """The NetBIOS names of this machine and of its domain; empty: it cannot be asked.  Raises `UnicodeError`."""
-    library, details = _library(), POINTER(_Details)()
-    if library.wbcInterfaceDetails(byref(details)) != _SUCCESS:
+    library, details = wbclient.library(), POINTER(wbclient.Details)()
+    if library.wbcInterfaceDetails(byref(details)) != wbclient.SUCCESS:
         return "", ""
     try:
         found = details.contents
@@ -425,33 +377,36 @@ def _own_names() -> tuple[str, str]:
 
 
 def _by_response(
-    context: c_void_p, account: bytes, domain: bytes, station: bytes, challenge: bytes, nt: bytes
+    context: c_void_p, account: bytes, domain: bytes, station: bytes, challenge: bytes, nt: bytes, machines: bool
 ) -> _Account:
-    params = _Params(account, domain, station, 0, _MACHINES_TOO, _RESPONSE)
+    control = wbclient.MACHINES_TOO if machines else 0
+    params = wbclient.Params(account, domain, station, 0, control, wbclient.RESPONSE)
     response = params.password.response
     response.challenge[:] = challenge
     response.nt_length, response.nt_data = len(nt), nt
     response.lm_length, response.lm_data = 0, None
-    return _authenticate(context, params)
+    return _authenticate(context, params, machines)
 
 
-def _authenticate(context: c_void_p, params: _Params) -> _Account:
+def _authenticate(context: c_void_p, params: wbclient.Params, machines: bool = False) -> _Account:
     """wbcCtxAuthenticateUserEx.  Raises `Denied` and `Unavailable`."""
-    library, info, error = _library(), POINTER(_Info)(), POINTER(_Error)()
+    library, info, error = wbclient.library(), POINTER(wbclient.Info)(), POINTER(wbclient.Error)()
     code = library.wbcCtxAuthenticateUserEx(context, byref(params), byref(info), byref(error))
     try:
-        if code != _SUCCESS or not info:
+        if code != wbclient.SUCCESS or not info:
             raise _refusal(context, code, error.contents if error else None)
-        return _account(info.contents)
+        return _account(info.contents, machines)
     finally:
         for pointer in (info, error):
             if pointer:
                 library.wbcFreeMemory(ctypes.cast(pointer, c_void_p))
 
 
-def _account(info: _Info) -> _Account:
+def _account(info: wbclient.Info, machines: bool) -> _Account:
     """A copy of what is needed.  Raises `Denied` and `Unavailable` for an answer that names nobody."""
-    if info.user_flags & _GUEST:
+    if info.acct_flags & wbclient.MACHINE and not machines:
+        raise Denied(A_MACHINE, is_known=True)
+    if info.user_flags & wbclient.GUEST:
         raise Denied("the domain would let in a guest", is_known=False)
     if not info.account_name or not info.domain_name:
         raise Unavailable("winbind's answer names nobody")
@@ -463,20 +418,15 @@ def _account(info: _Info) -> _Account:
         raise Unavailable("winbind's answer is not UTF-8") from None
     if not name.isprintable():
         raise Unavailable("winbind's answer has a name that cannot be")
-    sids = dict.fromkeys(_written(info.sids[at].sid) for at in range(info.num_sids))  # the primary group comes twice
+    written = (wbclient.written(info.sids[at].sid) for at in range(info.num_sids))
+    sids = dict.fromkeys(written)  # the primary group comes twice
     return _Account(name, tuple(sids), bytes(info.user_session_key))
 
 
-def _written(sid: _Sid) -> str:
-    """A SID as it is written (MS-DTYP 2.4.2.1)."""
-    parts = [sid.revision, int.from_bytes(bytes(sid.authority), "big"), *sid.parts[: sid.count]]
-    return "S-" + "-".join(map(str, parts))
-
-
-def _refusal(context: c_void_p, code: int, error: _Error | None) -> Denied | Unavailable:
+def _refusal(context: c_void_p, code: int, error: wbclient.Error | None) -> Denied | Unavailable:
     """What a failure of the library means."""
-    if code == _NOT_AVAILABLE:
-        if _library().wbcCtxPing(context) == _SUCCESS:
+    if code == wbclient.NOT_AVAILABLE:
+        if wbclient.library().wbcCtxPing(context) == wbclient.SUCCESS:
             return Unavailable(
                 "winbindd answers, but not on its privileged pipe: put the user of frontd into the group winbindd_priv"
             )

@@ -141,6 +141,11 @@ class Negotiate(frontd.Plugin):
             "`upstream_kerberos` needs: the ticket that his client forwards, or else his ticket for us as evidence "
             "(S4U2Proxy). The account of the keytab has to be allowed to log on under its SPN, and to delegate.",
         )
+        group_names: Literal["none", "winbind"] = Field(
+            default="none",
+            description="Where the names of groups come from, of which a ticket has only the SIDs: `winbind`, on a "
+            "member of the domain, makes them `DOMAIN\\group` for rules and apps.",
+        )
         ntlm: desk.NtlmSettings | None = Field(
             default=None,
             description="Who may log on by NTLM, where `mechanisms` has it: the settings of the plugin `ntlm` without "
@@ -172,6 +177,8 @@ class Negotiate(frontd.Plugin):
             yield fault
         if settings.ntlm is not None:
             yield from desk.complaints(settings.ntlm)
+        if settings.group_names == "winbind" and (fault := winbind.missing()):
+            yield fault
         plain = [str(url) for url in site.urls if url.scheme != "https"]
         if plain and settings.extended_protection == "require":
             yield (
@@ -194,7 +201,8 @@ class Negotiate(frontd.Plugin):
     @classmethod
     def untold(cls, settings: Any) -> frozenset[str]:
         """Tickets have no names of groups."""
-        return frozenset({"groups"}) | (desk.untold(settings.ntlm) if settings.ntlm is not None else frozenset())
+        by_ticket = {"groups"} if settings.group_names == "none" else ()
+        return frozenset(by_ticket) | (desk.untold(settings.ntlm) if settings.ntlm is not None else frozenset())
 
     def prepare(self) -> None:
         """Say which keys there are.  Raises `ValueError` when nobody could log on."""
@@ -282,7 +290,8 @@ class Negotiate(frontd.Plugin):
                 return await self._by_ntlm(exchange, pending, token)
             if isinstance(found, gss.Leg):
                 return self._next_leg(exchange, pending, found.token)
-            return self._identity(exchange, found)
+            groups = await self._groups(found.sids)
+            return self._identity(exchange, found, groups)
         except winbind.Busy as error:
             return frontd.Refuse(503, "LogonBusy", log=f"NTLM: {error}", retry_after=1)
         except NtlmError as error:
@@ -358,14 +367,23 @@ class Negotiate(frontd.Plugin):
         exchange.client.state(self)["pending"] = pending
         return frontd.Continue(base64.b64encode(token).decode(), "Negotiate")
 
-    def _identity(self, exchange: frontd.Exchange, logon: gss.Logon) -> frontd.Identity:
+    async def _groups(self, sids: tuple[str, ...]) -> tuple[str, ...]:
+        """What the groups of a ticket are called, where that is wanted.  Raises `GssBusy`."""
+        if self.settings.group_names == "none" or not sids:
+            return ()
+        try:
+            return await winbind.group_names(sids)
+        except winbind.Unavailable as error:  # the ticket was right, and rules may refuse by the name of a group
+            raise gss.GssBusy(f"the names of the groups: {error}") from error
+
+    def _identity(self, exchange: frontd.Exchange, logon: gss.Logon, groups: tuple[str, ...]) -> frontd.Identity:
         if self.settings.extended_protection == "require" and not logon.is_bound:
             raise gss.GssError("extended_protection: require, and the token is bound to no channel")
         if logon.lifetime <= 0:
             raise gss.GssError("the ticket has expired")
         keeps = self.settings.persist == "connection" and not _is_shared(exchange)
         identity = frontd.Identity(
-            logon.name, sids=logon.sids, scheme="Negotiate", expires=_end(time.time(), logon.lifetime),
+            logon.name, groups, logon.sids, scheme="Negotiate", expires=_end(time.time(), logon.lifetime),
             connection_bound=keeps,
         )  # fmt: skip
         if keeps:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+from frontd_plugins import _wbclient as wbclient
 from frontd_plugins import _winbind as winbind
 from frontd_plugins import basic, ntlm
 from frontd_plugins._ntlm import NtlmError, Response, Verified
@@ -23,7 +24,7 @@ from spnego._ntlm_raw import crypto, messages
 
 import frontd
 from tests.plugins.exchanges import complaints
-from tests.windows.ad import LOCKOUT, NETBIOS, PASSWORDS, REALM, ROOT, Domain
+from tests.windows.ad import LOCKOUT, MACHINE, NETBIOS, PASSWORDS, REALM, ROOT, Domain
 
 CHALLENGE = bytes(range(8))
 
@@ -51,7 +52,9 @@ async def by_password(domain: str, user: str, password: str) -> dict[str, Any]:
         return {"refused": str(error), "as": type(error).__name__, "known": getattr(error, "is_known", None)}
 
 
-async def by_response(domain: str, user: str, password: str, padding: int = 0, change: str = "") -> dict[str, Any]:
+async def by_response(
+    domain: str, user: str, password: str, padding: int = 0, change: str = "", machines: bool = False
+) -> dict[str, Any]:
     """What winbind says to an NTLMv2 response, of which something may be changed after it was made."""
     sent, session_key = ntlmv2(user, domain, password, padding=padding)
     match change:
@@ -64,7 +67,7 @@ async def by_response(domain: str, user: str, password: str, padding: int = 0, c
         case "all but LMv2":
             sent = replace(sent, nt=bytes(len(sent.nt)))
     try:
-        found = told(await Winbind().verify(sent))
+        found = told(await Winbind(machines=machines).verify(sent))
     except NtlmError as error:
         return {"refused": str(error), "as": type(error).__name__}
     return found | {"client_key": session_key.hex()}
@@ -164,6 +167,22 @@ def test_responses_that_were_changed(domain: Domain, change: str, why: str) -> N
     found = domain.play(by_response, domain=NETBIOS, user="carol", password=PASSWORDS["carol"], change=change)
     assert found == {"refused": why, "as": "Denied"}
     domain.play(by_password, domain=NETBIOS, user="carol", password=PASSWORDS["carol"])  # not counted any longer
+
+
+def test_accounts_of_machines(domain: Domain) -> None:
+    pc1 = {"domain": NETBIOS, "user": "pc1$", "password": MACHINE}
+    assert domain.play(by_response, **pc1) == {"refused": winbind.A_MACHINE, "as": "Denied"}
+    assert domain.play(by_response, machines=True, **pc1)["name"] == f"{NETBIOS}\\pc1$"
+    stranger = {"refused": "there is no such user", "as": "Denied", "known": False}
+    assert domain.play(by_password, **pc1) == stranger  # to winbind passwords are those of people
+
+
+def test_an_answer_about_a_machine_that_nobody_asked_for_is_no_logon() -> None:
+    for flags in (0x40, 0x80, 0x100):  # of wbclient.h: WBC_ACB_DOMTRUST, WBC_ACB_WSTRUST, WBC_ACB_SVRTRUST
+        info = wbclient.Info(account_name=b"pc1$", domain_name=NETBIOS.encode(), acct_flags=flags)
+        with pytest.raises(winbind.Denied, match="the account of a machine"):
+            winbind._account(info, machines=False)
+        assert winbind._account(info, machines=True).name == f"{NETBIOS}\\pc1$"
 
 
 async def guessed(times: int) -> list[str]:
@@ -277,12 +296,12 @@ def test_a_winbind_that_is_restarted(domain: Domain) -> None:
 
 
 def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    winbind._library.cache_clear()
-    monkeypatch.setattr(winbind, "LIBRARY", "libnowhere.so.0")
+    wbclient.library.cache_clear()
+    monkeypatch.setattr(wbclient, "NAME", "libnowhere.so.0")
     try:
         assert winbind.missing().startswith("libnowhere.so.0 cannot be loaded")
     finally:
-        winbind._library.cache_clear()
+        wbclient.library.cache_clear()
 
 
 async def test_a_winbind_that_does_not_answer(autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,19 +337,24 @@ def test_guesses_are_counted_for_the_account_however_its_name_is_spelled(domain_
 def test_check_and_prepare_say_what_is_missing(
     plugin: type[frontd.Plugin], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    winbind._library.cache_clear()
-    monkeypatch.setattr(winbind, "LIBRARY", "libnowhere.so.0")
+    wbclient.library.cache_clear()
+    monkeypatch.setattr(wbclient, "NAME", "libnowhere.so.0")
     (said,) = complaints(plugin, **settings)
     assert said.startswith("libnowhere.so.0 cannot be loaded")
     with pytest.raises(ValueError, match="libnowhere"):
         winbind.names()
-    winbind._library.cache_clear()
+    wbclient.library.cache_clear()
 
 
 def test_ntlm_has_one_verifier() -> None:
     for settings in ({}, {"verifier": "winbind", "users_file": "users"}, {"verifier": "users_file"}):
         with pytest.raises(ValueError, match="a users_file has to be there, or else verifier: winbind"):
             ntlm.Ntlm.Settings(**settings)  # type: ignore[arg-type]
+
+
+def test_machines_are_those_of_a_domain() -> None:
+    with pytest.raises(ValueError, match="machine_accounts are those of a domain: they need verifier: winbind"):
+        ntlm.Ntlm.Settings(users_file=Path("users"), machine_accounts=True)
 
 
 def both_names() -> list[str]:

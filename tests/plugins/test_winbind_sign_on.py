@@ -18,9 +18,11 @@ import pytest
 import requests
 import spnego
 import trio
+from frontd_plugins import _winbind as winbind
 from requests_ntlm import HttpNtlmAuth
 
-from tests.windows.ad import NETBIOS, PASSWORDS, REALM, Domain
+from tests.plugins.test_winbind import in_an_empty_place
+from tests.windows.ad import MACHINE, NETBIOS, PASSWORDS, REALM, Domain
 from tests.windows.realm import needs_gssapi
 from tests.wire import app, front, one_pool
 
@@ -91,6 +93,15 @@ def test_curl_is_refused(domain: Domain, user: str, password: str, why: str) -> 
     assert "mallory" not in told["log"]
 
 
+def test_a_machine_gets_in_where_machines_may(domain: Domain) -> None:
+    options = ["--ntlm", "-u", f"{NETBIOS}\\pc1$:{MACHINE}"]
+    told = domain.play(curl, site=NTLM, options=options)
+    assert (told["answer"], told["fields"]) == ("401 1", {})
+    assert "it is the account of a machine, and machine_accounts does not let those in" in told["log"]
+    told = domain.play(curl, site="plugins: [{ntlm: {verifier: winbind, machine_accounts: true}}]", options=options)
+    assert (told["answer"], told["fields"]["X-Remote-User"]) == ("200 1", f"{NETBIOS}\\pc1$")
+
+
 async def twice() -> list[str]:
     """requests-ntlm, which sends a MIC: who the app is told that it is, on one connection and without a new logon."""
     with tempfile.TemporaryDirectory() as folder:
@@ -143,12 +154,13 @@ def test_ntlm_inside_of_spnego(domain: Domain) -> None:
 # ---------------------------------------------------------------------------------------------------- Kerberos
 
 
-async def with_a_ticket(keytab: str) -> Told:
-    """curl with a ticket of bob's."""
+async def with_a_ticket(keytab: str, user: str = "bob", settings: str = "", more: str = "") -> Told:
+    """curl with a ticket."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KRB5CCNAME"] = f"FILE:{folder}/ccache"
-        await trio.run_process(["kinit", "bob"], stdin=PASSWORDS["bob"].encode(), capture_stdout=True)
-        return await curl(f"plugins: [{{negotiate: {{keytab: {keytab}}}}}]", ["--negotiate", "-u", ":"])
+        await trio.run_process(["kinit", user], stdin=PASSWORDS[user].encode(), capture_stdout=True)
+        site = f"plugins: [{{negotiate: {{keytab: {keytab}{settings}}}}}{more}]"
+        return await curl(site, ["--negotiate", "-u", ":"])
 
 
 def test_the_groups_of_a_ticket_are_those_of_the_directory(domain: Domain) -> None:
@@ -158,6 +170,51 @@ def test_the_groups_of_a_ticket_are_those_of_the_directory(domain: Domain) -> No
     sids = set(told["fields"].pop("X-Sids").split(","))
     assert told["fields"] == {"X-Remote-User": f"bob@{REALM}", "X-Auth-Scheme": "Negotiate"}
     assert {sid for sid in sids if sid.startswith("S-1-5-21-")} == of_the_domain(domain, "bob")
+
+
+BY_NAME = ", group_names: winbind"
+
+
+def test_the_groups_of_a_ticket_have_names_where_winbind_knows_them(domain: Domain) -> None:
+    needs_gssapi()
+    keytab = str(domain.folder / "front.keytab")
+    told = domain.play(with_a_ticket, keytab=keytab, settings=BY_NAME)
+    assert told["answer"].startswith("200 "), told
+    names = {f"{NETBIOS}\\{name}" for name in ("Domain Users", "readers", "webusers")}
+    assert set(told["fields"]["X-Remote-Groups"].split(",")) >= names
+    assert f"{NETBIOS}\\bob" not in told["fields"]["X-Remote-Groups"]
+    assert told["fields"]["X-Remote-User"] == f"bob@{REALM}"
+
+
+@pytest.mark.parametrize(("user", "status"), [("bob", "200"), ("carol", "403")])
+def test_rules_know_the_groups_of_a_ticket_by_name(domain: Domain, user: str, status: str) -> None:
+    needs_gssapi()
+    rules = f", {{authorize: [{{allow: ['group:{NETBIOS}\\readers'], deny: ['group:{NETBIOS}\\Büro']}}]}}"
+    keytab = str(domain.folder / "front.keytab")
+    told = domain.play(with_a_ticket, keytab=keytab, user=user, settings=BY_NAME, more=rules)
+    assert told["answer"].startswith(status), told
+
+
+def without_winbind(keytab: str) -> str:
+    """The same where there is no winbind any more: /run/samba is empty."""
+    text = f"import trio\nfrom {__name__} import nameless\nprint(trio.run(nameless, {keytab!r}))"
+    return in_an_empty_place(text)
+
+
+async def nameless(keytab: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winbind, "missing", lambda: "")  # it was there when the configuration was checked
+        told = await with_a_ticket(keytab, settings=BY_NAME)
+    return f"{told['answer']} {told['fields']} {told['log']}"
+
+
+def test_nobody_comes_without_the_names_of_his_groups(domain: Domain) -> None:
+    """A rule may refuse somebody by one of them."""
+    needs_gssapi()
+    told = domain.play(without_winbind, keytab=str(domain.folder / "front.keytab"))
+    assert told.startswith("503 ")
+    assert " {} " in told
+    assert "the names of the groups: winbind does not tell what the groups are called" in told
 
 
 def of_the_domain(domain: Domain, user: str) -> set[str]:

@@ -5,19 +5,29 @@ There is no winbind here: a thread asks a function in its place.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from ctypes import c_void_p
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+from frontd_plugins import _gss as gss
+from frontd_plugins import _pac as pac
 from frontd_plugins import _winbind as winbind
 from frontd_plugins._winbind import Winbind, _Account
 from trio.testing import MockClock
 
 from frontd.testing import site
-from tests.plugins.ntlmclients import logon
+from tests.plugins.ntlmclients import logon, windows
+from tests.plugins.test_negotiate import armed
+from tests.plugins.test_negotiate import logon as ticket_field
+from tests.plugins.test_negotiate_ntlm import legs
+from tests.windows.realm import Realm, house, kdc
+
+__all__ = ["house", "kdc"]  # fixtures
 
 ANN = _Account("FRONTD\\ann", (), bytes(16))
 
@@ -116,6 +126,37 @@ def test_a_client_beyond_the_queue_is_told_to_come_again(
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
             assert there.log[-1].reason == "LogonBusy"
             assert there.log[-1].detail == "NTLM, leg 2: 0 logons wait for winbind"
+
+
+def test_the_same_within_negotiate(house: Realm, busy: trio.CapacityLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winbind, "QUEUE", 0)
+    monkeypatch.setattr(winbind, "missing", lambda: "")
+    monkeypatch.setattr(winbind, "names", lambda: ("FRONT", "FRONTD"))
+    by_ntlm = {"verifier": "winbind", "failures_per_user": 1}
+    with site(armed(house, mechanisms=["kerberos", "ntlm"], ntlm=by_ntlm)) as there:
+        for _ in range(3):
+            answer, _ = legs(there.connect(), windows())
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+            assert (there.log[-1].reason, there.log[-1].detail) == ("LogonBusy", "NTLM: 0 logons wait for winbind")
+
+
+def test_names_of_groups_wait_in_the_same_line(
+    house: Realm, busy: trio.CapacityLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ticket is right and its groups have no names yet: come again.  Names that are remembered need no thread."""
+    monkeypatch.setattr(winbind, "QUEUE", 0)
+    monkeypatch.setattr(gss, "_info", lambda *_: pac.LogonInfo("ann", "TEST", ("S-1-5-21-1-2-3-77",)))
+    monkeypatch.setattr(winbind, "missing", lambda: "")
+    field = partial(ticket_field, house.ticket("alice"))
+    with site(armed(house, group_names="winbind")) as there:
+        answer = there.get("/", field())
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        detail = "the names of the groups: 0 logons wait for winbind"
+        assert (there.log[-1].reason, there.log[-1].detail) == ("LogonBusy", detail)
+        monkeypatch.setattr(winbind, "_remembered", {"S-1-5-21-1-2-3-77": (math.inf, "TEST\\staff")})
+        found = there.get("/", field()).upstream
+        assert found is not None
+        assert found.headers["X-Remote-Groups"] == "TEST\\staff"
 
 
 @pytest.mark.parametrize(("domain", "user"), [("d" * 100, "u" * 155), ("", "u" * 200 + "@" + "r" * 54)])
