@@ -79,6 +79,10 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
         ],
     )
     add(
+        ["LOGONS PASS TO POOL", "PINNED CONNECTIONS"],
+        [[pool["name"], pool["pins"]] for pool in answer["pools"] if pool.get("pins") is not None],
+    )
+    add(
         ["CERTIFICATE FOR", "EXPIRES", "FILE"],
         [[", ".join(row["hosts"]), row["not_after"], row["source"]] for row in answer["certificates"]],
     )

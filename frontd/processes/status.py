@@ -81,7 +81,10 @@ def mute(index: int, pid: int, since: float, generation: int) -> Facts:
 
 def pool_facts(pool: Pool, now: float, failed: Mapping[str, int], *, on_demand: bool) -> Facts:
     """A pool as ``/status`` shows it; `on_demand`: no configuration names it, a plugin has routed to its target.
-    `failed` are the reasons for which its requests were not answered by an app, and how many answers were 5xx."""
+    `failed` are the reasons for which its requests were not answered by an app, and how many answers were 5xx.
+
+    ``pins``: connections to the app that are each of one client's connection alone; None where logons do not pass.
+    """
     return {
         "name": pool.settings.name, "on_demand": on_demand,
         "counters": {
@@ -93,6 +96,7 @@ def pool_facts(pool: Pool, now: float, failed: Mapping[str, int], *, on_demand: 
             "length": len(pool.queue), "limit": pool.settings.queue_limit,
             "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
         },
+        "pins": len(pool.keepers) if pool.settings.pass_through else None,
         "targets": rows(pool),
     }  # fmt: skip
 
@@ -143,6 +147,7 @@ def _pools(every: Iterable[Facts]) -> list[Facts]:
                 "length": sum(pool["queue"]["length"] for pool in same),
                 "longest": max(pool["queue"]["longest"] for pool in same),
             },
+            "pins": _pins(pool.get("pins") for pool in same),
             "targets": _targets(same),
         }
         for same in found.values()
@@ -154,6 +159,11 @@ def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for one in counters:
         total.update(one)
     return dict(total)
+
+
+def _pins(counts: Iterable[int | None]) -> int | None:
+    there = [count for count in counts if count is not None]
+    return sum(there) if there else None
 
 
 def _targets(pools: Iterable[Facts]) -> list[Facts]:

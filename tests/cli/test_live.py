@@ -53,7 +53,7 @@ STATUS: dict[str, Any] = {
     "pools": [
         {
             "name": "app", "on_demand": False,
-            "queue": {"length": 2, "limit": 1000, "wait": 30.0, "longest": 1.84},
+            "queue": {"length": 2, "limit": 1000, "wait": 30.0, "longest": 1.84}, "pins": 3,
             "targets": [
                 {
                     "target": "http://app:8000", "address": "10.0.0.2:8000", "state": "up", "active": 1, "idle": 3,
@@ -67,7 +67,7 @@ STATUS: dict[str, Any] = {
         },
         {
             "name": "http://far:80", "on_demand": True,
-            "queue": {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0},
+            "queue": {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0}, "pins": None,
             "targets": [
                 {
                     "target": "http://far:80", "address": None, "state": "unknown", "active": 0, "idle": 0,

@@ -66,6 +66,12 @@ def test_a_target_is_up_if_one_front_reaches_it() -> None:
     assert (found["counters"], found["reasons"]) == ({"arrived": 6, "5xx": 2}, {"QueueFull": 2})
 
 
+def test_pins_are_added_where_there_can_be_any() -> None:
+    fronts = [facts(0, pools=[pool() | {"pins": 2}]), facts(1, pools=[pool() | {"pins": 3}]), facts(2, pools=[pool()])]
+    assert [one["pins"] for one in merged(fronts)["pools"]] == [5]  # the third one is a reload behind
+    assert [one["pins"] for one in merged([facts(0, pools=[pool() | {"pins": None}])])["pools"]] == [None]
+
+
 def test_no_front_at_all() -> None:
     assert merged([])["fronts"] == []
     assert merged([])["certificates"] == []

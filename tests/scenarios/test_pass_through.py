@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from frontd.pipeline.pinned import AGE
+from frontd.processes.status import pool_facts
 from tests.scenarios.logons import HELLO, Logons, hello, log_on, logons, status
 from tests.wire import Line, Stage, app, free_port, front, one_pool, settled
 
@@ -48,6 +49,8 @@ async def test_a_handshake_and_what_follows_go_over_one_fresh_connection(tmp_pat
         assert (await log_on(line, "alice"))[1] == b"alice 1"
         assert (await line.get())[1] == b"alice 1"  # without credentials: the connection is hers
         assert book.asked == {0: ["/open"], 1: ["/ ntlm", "/ ntlm", "/"]}
+        (pool,) = stage.front.pools.values()
+        assert pool_facts(pool, trio.current_time(), {}, on_demand=False)["pins"] == 1  # as `frontd status` shows it
         assert (await anybody.get("/open"))[1] == b"nobody"
         assert book.asked[0] == ["/open", "/open"]
         assert stage.reasons == {}
