@@ -37,17 +37,13 @@ Invariants
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import math
-import os
 import re
 import secrets
-import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import Future
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -55,6 +51,7 @@ from weakref import WeakValueDictionary
 
 import trio
 from frontd_plugins import _directory as directories
+from frontd_plugins import _low_priority as low_priority
 from frontd_plugins import _passwords as passwords
 from frontd_plugins._throttle import Throttle, counted
 from pydantic import Field, field_validator, model_validator
@@ -63,24 +60,10 @@ import frontd
 
 POLL = 1.0  # s between two looks at the users file
 REMEMBERED = 10_000  # right passwords: about 3 MB; the one that was used longest ago is forgotten
-# Of hashing threads: about a tenth of the weight of the loop (sched(7)).  Not more, since for a moment after each hash
-# such a thread holds the interpreter's lock, and whatever keeps it from running then keeps the loop from it too.
-NICE = 10
 
 # Of the process: what is remembered means nothing elsewhere.
 _KEY = secrets.token_bytes(32)
 _FIELD_KEY = secrets.token_bytes(32)
-
-
-def cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many cores this process may use: by affinity, and by the quota of its container (cgroup v2); at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-        return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return allowed
-
 
 # The users as they were read last.  A configuration is checked in a thread, its instances are made in the loop: what
 # was read for the check waits here for the first of them, so that a large file does not hold up everybody.
@@ -88,7 +71,7 @@ MOST_AHEAD = 8  # files
 _READ_AHEAD: dict[Path, passwords.Users] = {}
 _IN_USE: WeakValueDictionary[Path, passwords.Users] = WeakValueDictionary()
 
-THREADS = trio.CapacityLimiter(max(1, cores() - 1))  # of all instances together: they share the cores
+THREADS = trio.CapacityLimiter(max(1, low_priority.cores() - 1))  # of all instances together: they share the cores
 
 
 class Account(NamedTuple):
@@ -414,7 +397,8 @@ class Basic(frontd.Plugin):
 
     async def _hashed(self, attempt: Attempt, flight: Flight) -> None:
         try:
-            flight.is_right = await trio.to_thread.run_sync(_hash, attempt.stored, attempt.password, limiter=THREADS)
+            verify = partial(low_priority.run, passwords.verify, attempt.stored, attempt.password)
+            flight.is_right = await trio.to_thread.run_sync(verify, limiter=THREADS)
         except MemoryError as error:
             flight.trouble = str(error)
 
@@ -470,24 +454,3 @@ def _digest(site: str, realm: str, user: str, stored: str, password: str) -> byt
     where = f"{len(site)}:{site}{len(realm)}:{realm}"
     who = f"{len(user)}:{user}{len(stored)}:{stored}{len(password)}:{password}"
     return hmac.digest(_KEY, (where + who).encode(), "sha256")
-
-
-def _hash(stored: str, password: str) -> bool:
-    """`verify` in a thread of its own and of low priority.
-
-    Not in the thread that asks: that one is trio's and serves others afterwards, and an unprivileged process cannot
-    raise its priority again.  Starting one takes 0.1 ms.  argon2's own threads inherit the priority.
-    """
-    outcome: Future[bool] = Future()
-
-    def work() -> None:
-        if sys.platform == "linux":  # where a priority belongs to a thread (setpriority(2), NOTES)
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        try:
-            outcome.set_result(passwords.verify(stored, password))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=work, name="frontd basic", daemon=True).start()
-    return outcome.result()
