@@ -41,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 DEADLINE = winbind.DEADLINE  # s
-FLOOR = 0.1  # s
+FLOOR = winbind.FLOOR
 # Of passwords at the KDC, of the process.  As many as there are cores, since each makes a key of a password (RFC 3962
 # 4), which takes one for 5 ms: with 8 on two cores everybody else waited for 40 to 60 ms at the 99th percentile, with 2
 # for 6 to 10.  Two at least: they wait for the KDC, too.

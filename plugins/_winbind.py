@@ -26,6 +26,8 @@ Invariants
   So does what it was asked and has not answered in time.
 * The LMv2 response is not passed on.  A controller takes it in the place of an NTLMv2 response that is wrong, and then
   nothing of what stands in that one (channel binding, SPN, whether there is a MIC) would be proved.
+* A refusal of a response takes at least `FLOOR`, so that the time does not tell an unknown name from a wrong password:
+  the controller writes down only the latter.  (For passwords `_directory` sees to that.)
 * Names and passwords that the pipe's protocol would cut off, or end at a NUL, are refused before they get there.
 * Nothing that the library has allocated is kept: it is copied, then freed.
 """
@@ -49,6 +51,7 @@ T = TypeVar("T")
 
 PIPE = "/run/samba/winbindd/pipe"  # as Debian compiles it in; for the log alone
 DEADLINE = 10.0  # s for a logon; people press reload by then
+FLOOR = 0.1  # s
 TEXT_MAX = 255  # bytes of a name or password: they go into an `fstring` of 256, and what is longer would be cut off
 NTLMV1_SIZE = 24  # bytes (MS-NLMP 2.2.2.6); a controller may take those, too
 SIDS_MAX = 4096  # of one account; a token of Windows has 1024
@@ -162,9 +165,14 @@ class Winbind:
             raise Denied("the user name is empty", is_known=False)
         if len(nt) <= NTLMV1_SIZE:
             raise Denied("the response is none of NTLMv2", is_known=False)
-        return await self._logon(
-            lambda context: _by_response(context, account, domain, station, challenge, nt, self._machines)
-        )
+        floor = trio.current_time() + FLOOR
+        try:
+            return await self._logon(
+                lambda context: _by_response(context, account, domain, station, challenge, nt, self._machines)
+            )
+        except Denied:
+            await trio.sleep_until(floor)
+            raise
 
     async def password(self, domain: str, user: str, password: str) -> Verified:
         """The account with this password; `domain` is empty for a `user@realm`.  Raises `Denied` and `Unavailable`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from frontd_plugins import _directory as directories
+from frontd_plugins import _gss as gss
+from frontd_plugins import _low_priority as low_priority
 from frontd_plugins import basic
 from trio.testing import MockClock
 
@@ -143,6 +148,35 @@ async def test_refusals_take_their_time(house: Realm) -> None:
         began = trio.current_time()
         assert outcome(await logon(it, user, "wrong")) == "LogonFailed"
         assert trio.current_time() - began >= directories.FLOOR
+
+
+async def test_keys_of_passwords_are_made_at_low_priority_and_no_more_at_once_than_there_are_cores(
+    house: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes 5 ms of a core; the loop, which serves everybody else, has to get one when it wants it."""
+    running, most, priorities, lock = 0, 0, set[int](), threading.Lock()
+    password_logon = gss.password_logon
+
+    def watched(*arguments: Any, **more: Any) -> gss.Logon:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            priorities.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        try:
+            return password_logon(*arguments, **more)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(gss, "password_logon", watched)
+    it = desk(house.folder / "http.keytab", failures_per_user=None)
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(logon, it, "alice", f"wrong {number}")
+    assert 1 <= most <= max(2, low_priority.cores())
+    assert priorities == {max(low_priority.NICE, os.getpriority(os.PRIO_PROCESS, os.getpid()))}
+    assert outcome(await logon(it, "alice", "secret")) == f"alice@{NAME}"
 
 
 ODD = {

@@ -146,6 +146,23 @@ def test_refused_passwords(domain: Domain, case: str) -> None:
     assert found == {"refused": why, "as": "Denied", "known": is_known}
 
 
+async def moments() -> list[float]:
+    """How long refusals take: of somebody the domain knows, and of a stranger."""
+    found = []
+    for user in ("bob", "mallory"):
+        sent, _ = ntlmv2(user, NETBIOS, "Bob-pass2")
+        began = trio.current_time()
+        with pytest.raises(winbind.Denied):
+            await Winbind().verify(sent)
+        found.append(trio.current_time() - began)
+    await Winbind().password(NETBIOS, "bob", PASSWORDS["bob"])  # not counted any longer
+    return found
+
+
+def test_the_time_does_not_tell_strangers(domain: Domain) -> None:
+    assert min(domain.play(moments)) >= winbind.FLOOR
+
+
 def test_refused_responses(domain: Domain) -> None:
     wrong = domain.play(by_response, domain=NETBIOS, user="bob", password="Bob-pass2")
     assert wrong == {"refused": "the password is wrong", "as": "Denied"}
