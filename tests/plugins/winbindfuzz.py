@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from frontd_plugins import _winbind as winbind
@@ -34,7 +35,8 @@ def changed(sent: Response, chance: random.Random) -> Response:
             sent = replace(sent, challenge=chance.choice((bytes(8), chance.randbytes(8), sent.challenge)))
         else:
             text = mutated(str(getattr(sent, what)).encode("utf-16-le"), chance).decode("utf-16-le", "replace")
-            sent = replace(sent, **{what: text * chance.choice((1, 1, 1, 1, 60))})
+            names: dict[str, Any] = {what: text * chance.choice((1, 1, 1, 1, 60))}
+            sent = replace(sent, **names)
     return sent
 
 
