@@ -88,6 +88,29 @@ def test_winbind_refuses(domain: Domain, user: str, password: str, why: str) -> 
     assert "mallory" not in log
 
 
+async def pages(verifier: str, users: list[str]) -> list[str]:
+    """What clients see of a wrong password of each: head and page, but for what is of the request alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with app() as it, front(one_pool(it.url, site=site(verifier)), Path(folder)) as stage:
+            line, found = await stage.connect(), []
+            for user in users:
+                head, body = await line.get("/", f"Authorization: {basic_field(user, 'Wrong-pass1').decode()}")
+                seen = head.decode() + body.decode().split("Request:")[0]
+                found.append(re.sub(r"(?m)^(Date|Content-Length|X-Request-ID): .*$", "", seen))
+            return found
+
+
+@pytest.mark.parametrize("by", ["winbind", "kerberos"])
+def test_a_client_cannot_tell_why(domain: Domain, by: str) -> None:
+    """A wrong password, a stranger, and an account that is disabled."""
+    needs_gssapi()
+    verifier = WINBIND if by == "winbind" else kerberos(domain.folder / "front.keytab")
+    (page,) = set(domain.play(pages, verifier=verifier, users=["carol", "mallory", "dora"]))
+    assert page.startswith("HTTP/1.1 401 ")
+    assert "Reason: LogonFailed" in page
+    domain.play(logons, verifier=verifier, users=[("carol", PASSWORDS["carol"])])  # not counted any longer
+
+
 async def remembered() -> list[int]:
     """bob, and then bob and carol while no thread is free to ask winbind."""
     with tempfile.TemporaryDirectory() as folder:
