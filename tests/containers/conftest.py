@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(900 if "realm" in getattr(item, "fixturenames", ()) else 300))
             if os.environ.get("FRONTD_TEST_CONTAINERS") != "1":
                 item.add_marker(pytest.mark.skip(reason="needs a Docker engine: run by scripts/test-containers"))
 

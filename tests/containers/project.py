@@ -23,15 +23,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run(
-    *command: str, settings: Mapping[str, str] = MappingProxyType({}), check: bool = True
+    *command: str, settings: Mapping[str, str] = MappingProxyType({}), check: bool = True, patience: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository, with `settings` added to the environment, for at most 240 s.
+    """Run a command in the repository, with `settings` added to the environment, for at most `patience` s.
 
     With `check` a failure raises AssertionError and shows both of its outputs.
     """
     environ = {**os.environ, **settings}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=patience, check=False
     )
     assert not check or done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -44,9 +44,11 @@ class Project:
     name: str
     settings: Mapping[str, str]
 
-    def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def compose(
+        self, *arguments: str, check: bool = True, patience: float = 240
+    ) -> subprocess.CompletedProcess[str]:
         command = ("docker", "compose", "-p", self.name, "-f", "compose.yaml", *arguments)
-        return run(*command, settings=self.settings, check=check)
+        return run(*command, settings=self.settings, check=check, patience=patience)
 
     def port(self, inside: int) -> int:
         """The port of 127.0.0.1 that is published for frontd's port `inside`; another one after each of its starts."""

@@ -33,7 +33,7 @@ def realm(image: str) -> Iterator[Project]:
     settings = {"FRONTD_IMAGE": image, "FRONTD_HTTP_PORT": "0", "FRONTD_HTTPS_PORT": "0"}
     project = Project(f"frontd-test-{uuid.uuid4().hex[:8]}", settings)
     try:
-        project.compose("--profile", "kerberos", "build")
+        project.compose("--profile", "kerberos", "build", patience=600)  # it compiles
         try:
             literally(project, blocks()[0][0])
         except AssertionError as error:
