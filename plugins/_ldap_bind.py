@@ -46,7 +46,7 @@ import frontd
 
 DEADLINE = 10.0  # s for a logon, as for those of other domains
 GOODBYE = 1.0  # s to close a connection
-LINES = trio.CapacityLimiter(16)  # connections to directories, of the process
+LINES = trio.CapacityLimiter(8)  # connections to directories, of the process; 2 ms of a core for each, mostly of TLS
 GROUPS_MAX = 1000  # of one user; Active Directory has a limit of 1015 for a token
 CHUNK = 65536  # bytes
 
