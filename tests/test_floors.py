@@ -58,7 +58,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
-            "servicestate", "views", "pool",
+            "servicestate", "views", "pool", "screen", "frames", "top",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
             "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),

@@ -182,9 +182,9 @@ def call(path: Where, method: str, target: str, timeout: float = TIMEOUT) -> Ans
     return Answer(response.status, data)
 
 
-def fetch(path: Where, target: str) -> dict[str, Any]:
+def fetch(path: Where, target: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     """GET that must succeed with a JSON object.  Raises `Failure` 4 without contact, 1 with the server's own words."""
-    answer = call(path, "GET", target)
+    answer = call(path, "GET", target, timeout)
     if answer.status != 200 or not isinstance(answer.data, dict):
         raise Failure(f"{path} answered {answer.status}: {said(answer.data)}")
     return answer.data

@@ -58,6 +58,7 @@ class LazyGroup(click.Group):
         "healthcheck": "frontd.cli.live:healthcheck",
         "show": "frontd.cli.root:show",
         "pool": "frontd.cli.pool:pool",
+        "top": "frontd.cli.top:top",
         "plugins": "frontd.cli.plugins:plugins",
         "plugin": "frontd.cli.plugin_new:plugin",
         "passwd": "frontd.cli.passwd:passwd",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from typing import Any
 
 import trio
@@ -23,7 +23,8 @@ EVERY = 5.0  # s between two notes
 LEAST = 1.0  # s, below which a rate says nothing
 KEPT = 2
 
-Counted = Mapping[Hashable, int]
+Key = tuple[int, str, str, str]  # process, noun, name, counter
+Counted = Mapping[Key, int]
 Facts = dict[str, Any]
 
 
@@ -37,12 +38,14 @@ class Rates:
     async def run(self, facts: Callable[[], Awaitable[list[Facts]]]) -> None:
         """Note what all fronts have counted, for ever."""
         while True:
-            self.note(counted(await facts()))
+            every = await facts()
+            self.note(counted(every), {one["front"]["pid"] for one in every if one["front"]["state"] == "silent"})
             await trio.sleep(EVERY)
 
-    def note(self, now: Counted) -> None:
-        """Keep what has been counted so far."""
-        self._notes.append((self._clock(), dict(now)))
+    def note(self, now: Counted, silent: Container[int] = ()) -> None:
+        """Keep what has been counted so far; of processes that are `silent`, what was known of them before."""
+        last = self._notes[-1][1] if self._notes else {}
+        self._notes.append((self._clock(), {key: count for key, count in last.items() if key[0] in silent} | dict(now)))
 
     @property
     def over(self) -> float | None:
@@ -50,7 +53,7 @@ class Rates:
         seconds = self._clock() - self._notes[0][0] if self._notes else 0.0
         return seconds if seconds >= LEAST else None
 
-    def per_second(self, now: Counted, keys: Iterable[Hashable]) -> float | None:
+    def per_second(self, now: Counted, keys: Iterable[Key]) -> float | None:
         """The rate of `keys` together; None: there is none yet."""
         over = self.over
         if over is None:
@@ -59,10 +62,12 @@ class Rates:
         return round(sum(max(now.get(key, 0) - before.get(key, 0), 0) for key in keys) / over, 3)
 
 
-def counted(every: Iterable[Facts]) -> dict[Hashable, int]:
-    """What the fronts count, by (process, noun, name, counter)."""
-    found: dict[Hashable, int] = {}
+def counted(every: Iterable[Facts]) -> dict[Key, int]:
+    """What the fronts count that answer."""
+    found: dict[Key, int] = {}
     for one in every:
+        if one["front"]["state"] == "silent":
+            continue
         pid = one["front"]["pid"]
         found[pid, "front", "", "requests"] = one["front"]["requests"]
         for site in one["sites"]:

@@ -12,13 +12,13 @@ Invariant: a view changes nothing, so whoever may ask at all may ask for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from frontd.config.load import Loaded
 from frontd.processes.calls import Answerer, Call, Reply, as_json
 from frontd.processes.frontviews import MOST_REQUESTS
-from frontd.processes.rates import QUEUE, SITE, Rates, counted
+from frontd.processes.rates import QUEUE, SITE, Key, Rates, counted
 from frontd.processes.served import Served
 from frontd.processes.servicestate import requestq_view, session_view, timers
 from frontd.processes.status import Facts, merged
@@ -119,7 +119,7 @@ class Views:
         return None if over is None else round(over, 3)
 
     def _rates(
-        self, now: dict[Hashable, int], every: Iterable[Facts], noun: str, name: str, counters: Iterable[str]
+        self, now: dict[Key, int], every: Iterable[Facts], noun: str, name: str, counters: Iterable[str]
     ) -> dict[str, float | None]:
         """Per second, by counter; None: not known yet."""
         pids = [one["front"]["pid"] for one in every]
