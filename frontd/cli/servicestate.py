@@ -95,9 +95,12 @@ def queue_lines(queue: Data) -> list[str]:
         f"Max requests: {queue['max_requests']}",
         f"Request queue timeout (secs): {queue['timeout']:g}",
         f"Requests waiting: {queue['size']}",
-        f"Number of targets: {len(targets)}",
-        *indented(targets),
     ]
+    if queue["processes"] is not None:
+        pids = queue["processes"]
+        lines += [f"Number of active processes attached: {len(pids)}", "Process IDs:", *indented(map(str, pids))]
+    else:
+        lines += [f"Number of targets: {len(targets)}", *indented(targets)]
     if "url_groups" in queue:
         lines += ["URL groups:", *indented(line for group in queue["url_groups"] for line in url_group_lines(group))]
     return [f"Request queue name: {plain(queue['name'])}", *indented(lines), ""]

@@ -34,6 +34,7 @@ from frontd.upstream.client import connect
 from frontd.upstream.pool import Pool
 
 IN_A_ROW = 2000  # connections that are looked at before the others have their turn
+ROWS_IN_A_ROW = 20  # that are made before the others have their turn: one takes about 50 us
 LONGEST_URL = 512  # characters of one that are told
 
 READING, HANDSHAKE = "reading head", "handshake"
@@ -101,8 +102,13 @@ async def running(connections: Iterable[object], older: float, most: int) -> dic
             if seconds >= older:
                 found.append((seconds, number, connection, connection.down))
     oldest = heapq.nlargest(most, found, key=lambda one: one[0])
-    rows = [row(connection, seconds) for seconds, _, connection, down in oldest if connection.down is down]
-    return {"total": len(found), "requests": [one for one in rows if one is not None]}
+    rows = []
+    for at, (seconds, _, connection, down) in enumerate(oldest, 1):
+        if at % ROWS_IN_A_ROW == 0:
+            await trio.lowlevel.checkpoint()
+        if connection.down is down and (told := row(connection, seconds)) is not None:
+            rows.append(told)
+    return {"total": len(found), "requests": rows}
 
 
 def begun(connection: Connection) -> float:

@@ -41,6 +41,7 @@ from frontd.processes.handover import Handover, import_all, pack, read_whole, tr
 from frontd.processes.master import ADMIN, CONTROL, HEALTH
 from frontd.processes.pooldesk import PoolDesk
 from frontd.processes.runtime import BuildProblem
+from frontd.processes.servicestate import Attached
 from frontd.processes.supervisor import Supervisor
 from frontd.processes.watch import watch_files
 
@@ -219,8 +220,14 @@ class Seat:
         if settings.token_file is not None:
             admin = Admin(control, settings.token_file)
             nursery.start_soon(serve_calls, listeners.pop(0), admin.answer, fault, ADMIN_PATIENCE, ADMIN_CALLERS)
+        control.views.processes = self._processes
         nursery.start_soon(control.views.run)
         nursery.start_soon(watch_files, self.discovery, family.remark)
+
+    def _processes(self) -> dict[str, Attached]:
+        """The workers, for the service state."""
+        crews = self.supervisor.crews if self.supervisor is not None else {}
+        return {name: Attached([one.pid for one in crew.workers], bool(crew.off)) for name, crew in crews.items()}
 
     # ------------------------------------------------------------------ the master
 

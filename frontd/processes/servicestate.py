@@ -7,8 +7,8 @@ configuration and what the fronts told of themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from frontd.config.model import Config, Site, Timeouts
 from frontd.processes.explain import plugins_on
@@ -18,24 +18,37 @@ Data = dict[str, Any]
 TIMERS = ("entity_body", "drain_entity_body", "idle_connection", "header_wait", "min_send_rate")
 
 
-def session_view(config: Config, pools: Iterable[Data], version: str, state: str) -> Data:
+class Attached(NamedTuple):
+    """The processes that drain a queue, where frontd knows them; `off`: none of them shall."""
+
+    pids: list[int]
+    off: bool = False
+
+
+Processes = Mapping[str, Attached]  # by request queue
+
+
+def session_view(config: Config, pools: Iterable[Data], processes: Processes, version: str, state: str) -> Data:
     """The session, its URL groups, and the request queues beside them."""
     return {
         "view": "session",
         "session": session(config, version, state),
         "url_groups": [url_group(config, site) for site in config.sites.values()],
-        "request_queues": [request_queue(pool) for pool in pools],
+        "request_queues": [request_queue(pool, processes) for pool in pools],
     }
 
 
-def requestq_view(config: Config, pools: Iterable[Data], version: str, state: str) -> Data:
+def requestq_view(config: Config, pools: Iterable[Data], processes: Processes, version: str, state: str) -> Data:
     """The same, inverted: each request queue with the URL groups that lead to it."""
     groups = [url_group(config, site) for site in config.sites.values()]
     return {
         "view": "requestq",
         "session": session(config, version, state),
         "request_queues": [
-            {**request_queue(pool), "url_groups": [one for one in groups if pool["name"] in one["request_queues"]]}
+            {
+                **request_queue(pool, processes),
+                "url_groups": [one for one in groups if pool["name"] in one["request_queues"]],
+            }
             for pool in pools
         ],
     }
@@ -67,10 +80,14 @@ def schemes_of(config: Config, site: Site) -> list[str]:
     return list(dict.fromkeys(kind.plugin.scheme for kind in kinds if kind.plugin.scheme))
 
 
-def request_queue(pool: Data) -> Data:
-    """The queue of a pool, and who drains it; `pool` is as ``/status`` has it."""
+def request_queue(pool: Data, processes: Processes) -> Data:
+    """The queue of a pool, and who drains it; `pool` is as ``/status`` has it.  `processes` is None where the apps are
+    no processes of frontd's."""
+    attached = None if pool["on_demand"] else processes.get(pool["name"])
     return {
-        "name": pool["name"], "on_demand": pool["on_demand"], "state": "Active",
+        "name": pool["name"], "on_demand": pool["on_demand"],
+        "state": "Inactive" if attached is not None and attached.off else "Active",
+        "processes": None if attached is None else attached.pids,
         "max_requests": pool["queue"]["limit"], "timeout": pool["queue"]["wait"], "size": pool["queue"]["length"],
         "targets": [{"address": one["address"], "state": one["state"]} for one in pool["targets"]],
     }  # fmt: skip

@@ -12,7 +12,7 @@ Invariant: a view changes nothing, so whoever may ask at all may ask for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from frontd.config.load import Loaded
@@ -20,7 +20,7 @@ from frontd.processes.calls import Answerer, Call, Reply, as_json
 from frontd.processes.frontviews import MOST_REQUESTS
 from frontd.processes.rates import QUEUE, SITE, Key, Rates, counted
 from frontd.processes.served import Served
-from frontd.processes.servicestate import requestq_view, session_view, timers
+from frontd.processes.servicestate import Processes, requestq_view, session_view, timers
 from frontd.processes.status import Facts, merged
 
 Data = dict[str, Any]
@@ -33,6 +33,7 @@ class Views:
         self.served = served
         self.version = version
         self.rates = Rates()
+        self.processes: Callable[[], Processes] = dict
         self.endpoints: dict[tuple[str, str], Answerer] = {
             ("GET", "/servicestate"): self.servicestate,
             ("GET", "/requestq"): self.requestq,
@@ -59,7 +60,7 @@ class Views:
             return as_json({"error": f"there is no view {view}; use view=session or view=requestq"}, 400)
         make = session_view if view == "session" else requestq_view
         pools = merged(await self.served.facts())["pools"]
-        return as_json(make(self.loaded.config, pools, self.version, self.served.state))
+        return as_json(make(self.loaded.config, pools, self.processes(), self.version, self.served.state))
 
     async def requestq(self, _: Call) -> Reply:
         """The request queues with their counters."""
