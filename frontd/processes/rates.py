@@ -35,11 +35,15 @@ class Rates:
         self._clock = clock
         self._notes: deque[tuple[float, Counted]] = deque(maxlen=KEPT)
 
-    async def run(self, facts: Callable[[], Awaitable[list[Facts]]]) -> None:
-        """Note what all fronts have counted, for ever."""
+    async def run(self, facts: Callable[[], Awaitable[list[Facts]]], fault: Callable[[str, Exception], None]) -> None:
+        """Note what all fronts have counted, for ever; `fault` is told what went wrong with that."""
         while True:
-            every = await facts()
-            self.note(counted(every), {one["front"]["pid"] for one in every if one["front"]["state"] == "silent"})
+            try:
+                every = await facts()
+                silent = {one["front"]["pid"] for one in every if one["front"]["state"] == "silent"}
+                self.note(counted(every), silent)
+            except Exception as error:  # a front of another version, for instance; nobody else must suffer from that
+                fault("rates", error)
             await trio.sleep(EVERY)
 
     def note(self, now: Counted, silent: Container[int] = ()) -> None:

@@ -36,5 +36,8 @@ class Served(Protocol):
     async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
         """Read and replace the configuration."""
 
+    def log_fault(self, what: str, error: Exception) -> None:
+        """Write a fault of our own into the error log, with its traceback."""
+
     def remark(self, text: str) -> None:
         """Write a line into the error log."""

@@ -46,7 +46,7 @@ class Views:
 
     async def run(self) -> None:
         """Keep the rates."""
-        await self.rates.run(self.served.facts)
+        await self.rates.run(self.served.facts, self.served.log_fault)
 
     @property
     def loaded(self) -> Loaded:
