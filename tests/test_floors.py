@@ -38,7 +38,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "pipeline": (
             "accesslog", "logsink", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery",
             "assertion", "world", "answers", "fields", "forward", "admission", "reply", "files", "tunnel", "pinned",
-            "serve",
+            "relay", "serve",
         ),
     },
     5: {

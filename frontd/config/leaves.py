@@ -204,6 +204,8 @@ Status = Annotated[
 ]
 _LOGON, _LOGON_SCHEMA, _LOGON_KIND = choice("ntlm", "negotiate")
 ConnectionScheme = Annotated[Literal["ntlm", "negotiate"], _LOGON, _LOGON_SCHEMA, _LOGON_KIND]
+_REFUSAL, _REFUSAL_SCHEMA, _REFUSAL_KIND = choice("reset", "status", "reason")
+Refusal = Annotated[Literal["reset", "status", "reason"], _REFUSAL, _REFUSAL_SCHEMA, _REFUSAL_KIND]
 HostAndPort = Annotated[
     tuple[str, int], PlainValidator(_health_address), json_scalar("string"), units.Kind("address:port")
 ]

@@ -31,6 +31,7 @@ from frontd.config.leaves import (
     Part,
     Port,
     Redirect,
+    Refusal,
     Seconds,
     Secret,
     Size,
@@ -216,6 +217,12 @@ class Pool(Part):
     )
     queue: Queue = Field(
         default_factory=Queue, description="Where requests wait while no target is free or connectable."
+    )
+    refuse_with: Refusal = Field(
+        default="reason",
+        description="What a client sees whose request finds the queue full, the app offline, or waits too long: the "
+        "error page with its word, `status` for a 503 that says no more, `reset` for a TCP reset (HTTP.sys's 503 "
+        "verbosity Full, Limited and Basic, which is its default; IIS and a person who looks need the page).",
     )
     tls: PoolTls = Field(default_factory=PoolTls, description="Verification of `https` targets.")
     resolve: Seconds = Field(

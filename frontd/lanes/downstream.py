@@ -37,7 +37,8 @@ class H1Downstream:
     """One exchange's client side; a new one for each request of a connection."""
 
     __slots__ = (
-        "_body_size", "_head", "closes", "drains", "exchange", "http", "limits", "stream", "timeouts", "tunnelled",
+        "_body_size", "_head", "closes", "drains", "exchange", "http", "limits", "resets", "stream", "timeouts",
+        "tunnelled",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class H1Downstream:
         self.limits = limits
         self.timeouts = timeouts
         self.closes = False  # the connection is to end after this answer
+        self.resets = False  # it ends now, and not with an answer
         self.tunnelled = False
         self._head = b""
         self._body_size = 0

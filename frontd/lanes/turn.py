@@ -213,6 +213,8 @@ async def settle(connection: Connection, down: H1Downstream) -> bool:
     """After an exchange: keep the connection, end it so that its answer arrives, or cut it."""
     http, stream = connection.http, connection.stream
     if down.tunnelled or not http.answer_complete or stream.pending:
+        if down.resets:
+            stream.abort()
         connection.finish()
         return False
     if not http.body_complete and not http.waits_for_100 and not http.closes_after_answer:

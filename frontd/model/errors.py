@@ -442,7 +442,8 @@ class FrontdError(Exception):
 
     `reason` decides status and wording; `status` overrides the reason's status; `detail` goes to the log only; `hint`
     is shown to the client; `retry_after` is in seconds (``Retry-After``, RFC 9110 10.2.3); `substatus` is IIS's second
-    number; `fields` are added to the answer.
+    number; `fields` are added to the answer.  `verbosity` is how much the client is told: ``reason``, ``status``
+    without the word, or ``reset`` (HTTP.sys's HTTP_503_RESPONSE_VERBOSITY: Full, Limited, Basic).
     """
 
     def __init__(
@@ -464,6 +465,7 @@ class FrontdError(Exception):
         self.retry_after = retry_after
         self.substatus = substatus
         self.fields = tuple(fields)
+        self.verbosity = "reason"
 
 
 class UpstreamGone(Exception):

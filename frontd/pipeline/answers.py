@@ -24,20 +24,28 @@ PHRASES = {
     413: b"Content Too Large", 414: b"URI Too Long", 416: b"Range Not Satisfiable", 422: b"Unprocessable Content",
 }  # fmt: skip
 
-_PAGE = """<!doctype html>
+_TOP = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{status} {word}</title>
+<title>{status} {title}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:15vh auto;padding:0
 1em;color:#222;background:#fff}} h1{{font-size:1.4em}}code{{background:#f2f2f2;padding:.1em
 .3em}}footer{{color:#777;font-size:.85em;margin-top:2em}}
 @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}code{{background:#333}}}}</style></head>
-<body><h1>{status} {phrase}</h1><p>{sentence}</p>{hint} <footer>Reason: <code>{word}</code> &middot; Request {number}
+<body><h1>{status} {phrase}</h1>"""
+_PAGE = (
+    _TOP.replace("{title}", "{word}")
+    + """<p>{sentence}</p>{hint} <footer>Reason: <code>{word}</code> &middot; Request {number}
 &middot; frontd</footer></body></html>
+"""
+)
+_SILENT_PAGE = _TOP.replace("{title}", "{phrase}") + """<footer>Request {number}</footer></body></html>
 """
 
 
 def error_response(error: FrontdError, fields: Headers | None, number: int) -> Response:
     """The page for an error; `fields` are the request's, `number` is the exchange's, to be found again in the log."""
+    if error.verbosity == "status":
+        return _silent_response(error.status, fields, number)
     reason, status = error.reason, error.status
     phrase = PHRASES.get(status, b"Error").decode()
     code = f"{status}.{error.substatus}" if error.substatus else str(status)
@@ -57,20 +65,36 @@ def error_response(error: FrontdError, fields: Headers | None, number: int) -> R
     else:
         lines = [f"{code} {phrase}", f"Reason: {reason.word}", reason.sentence, error.hint, f"Request: {number}"]
         body = "\n".join(line for line in lines if line).encode() + b"\n"
-    charset = "" if kind == "application/json" else "; charset=utf-8"
-    headers = Headers.of(
-        (b"Date", now()),
-        (b"Content-Type", (kind + charset).encode()),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Cache-Control", b"no-store"),
-        (b"X-Content-Type-Options", b"nosniff"),
-        (b"Proxy-Status", f'frontd; error={reason.proxy_error}; details="{reason.word}"'.encode()),
-    )
+    headers = _page_fields(kind, body)
+    headers.add(b"Proxy-Status", f'frontd; error={reason.proxy_error}; details="{reason.word}"'.encode())
     if error.retry_after is not None:
         headers.add(b"Retry-After", b"%d" % error.retry_after)
     for name, value in error.fields:
         headers.add(name, value)
     return Response(status, headers, body)
+
+
+def _silent_response(status: int, fields: Headers | None, number: int) -> Response:
+    """A page that says nothing but its status; neither does how long to wait, which differs by reason."""
+    phrase, kind = PHRASES.get(status, b"Error").decode(), wanted_type(fields)
+    if kind == "application/json":
+        body = json.dumps({"status": status, "message": phrase, "request": number}).encode() + b"\n"
+    elif kind == "text/html":
+        body = _SILENT_PAGE.format(status=status, phrase=phrase, number=number).encode()
+    else:
+        body = f"{status} {phrase}\nRequest: {number}\n".encode()
+    return Response(status, _page_fields(kind, body), body)
+
+
+def _page_fields(kind: str, body: bytes) -> Headers:
+    charset = "" if kind == "application/json" else "; charset=utf-8"
+    return Headers.of(
+        (b"Date", now()),
+        (b"Content-Type", (kind + charset).encode()),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+        (b"X-Content-Type-Options", b"nosniff"),
+    )
 
 
 def wanted_type(fields: Headers | None) -> str:

@@ -33,6 +33,7 @@ class Downstream(Protocol):
     """
 
     closes: bool  # the connection is to end after this answer
+    resets: bool  # there will be no answer: the exchange ends with a reset
 
     @property
     def can_answer(self) -> bool: ...

@@ -55,9 +55,13 @@ def challenge(exchange: Exchange, phases: Phases, headers: Headers) -> None:
 
 
 async def refuse(exchange: Exchange, down: Downstream, error: FrontdError, phases: Phases = NO_PHASES) -> None:
-    """Answer with the error's page; where no answer is possible any more the client's connection will be cut."""
+    """Answer with the error's page; where no answer is possible any more, or none is to be given, the client's
+    connection will be cut."""
     exchange.reason, exchange.detail, exchange.substatus = error.reason, error.detail, error.substatus
     if error.status == 0 or not down.can_answer:
+        return
+    if error.verbosity == "reset":
+        down.resets = True
         return
     response = error_response(error, exchange.fields, exchange.number)
     if response.status == 401:

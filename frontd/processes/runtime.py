@@ -245,6 +245,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         connect=whole.timeouts.connect,
         replay_body=config.replay_body,
         sendfile_from=config.sendfile_from,
+        refuse_with=config.refuse_with,
         pass_through=frozenset(config.pass_through),
         told=Target("workers", "", 0, contexts["unix"]) if config.workers else None,
     )

@@ -33,6 +33,7 @@ class PoolSettings:
     connect: float
     replay_body: int
     sendfile_from: Path | None = None  # the directory whose files an app may have sent
+    refuse_with: str = "reason"  # or ``status``, ``reset``: what clients are told that the queue refuses
     pass_through: frozenset[str] = frozenset()  # schemes by which the apps log connections on: ``ntlm``, ``negotiate``
     told: Target | None = None  # for what control tells the addresses of (workers); it has the dialect
 
