@@ -65,9 +65,9 @@ def _part(part: Part, reveal: bool) -> Any:
     if isinstance(part, Workers) and not reveal:  # where apps expect their secrets
         data["environment"] = dict.fromkeys(data["environment"], REDACTED)
     if isinstance(part, Route):
-        used = {"pool": ("strip_prefix",), "files": ("index",), "redirect": ("status",)}
+        used = {"pool": ("strip_prefix", "urgency"), "files": ("index",), "redirect": ("status",)}
         kind = next(key for key in used if getattr(part, key) is not None)
-        for unused in {"strip_prefix", "index", "status"} - set(used[kind]):
+        for unused in {"strip_prefix", "urgency", "index", "status"} - set(used[kind]):
             data.pop(unused)
     return data
 

@@ -303,6 +303,12 @@ class Route(Part):
         default=False, description="Forward the path without the route's prefix (off, as in nginx and Traefik)."
     )
 
+    urgency: Count = Field(
+        default=3, ge=0, le=7,
+        description="Who goes first where requests of the pool wait, from 0, the most urgent, to 7 (RFC 9218's scale "
+            "and default; HAProxy: set-priority-class).",
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _one_destination(self) -> Route:
         if sum(one is not None for one in (self.pool, self.files, self.redirect)) != 1:
@@ -315,6 +321,8 @@ class Route(Part):
             raise ValueError("`strip_prefix` needs `pool` or `target`; `files` always leaves the route's prefix off")
         if self.redirect is not None and self.strip_prefix:
             raise ValueError("`strip_prefix` needs `pool` or `target`; a redirect forwards nothing")
+        if self.pool is None and "urgency" in self.model_fields_set:
+            raise ValueError("`urgency` needs `pool` or `target`; only their requests wait")
         if self.redirect is None and "status" in self.model_fields_set:
             raise ValueError("`status` belongs to `redirect`")
         return self

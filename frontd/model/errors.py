@@ -471,5 +471,10 @@ class FrontdError(Exception):
 class UpstreamGone(Exception):
     """An upstream connection ended before the first byte of a response: the exchange may be repeatable.
 
-    Not a `FrontdError`, because whether it becomes one is decided by the pipeline (RFC 9110 9.2.2).
+    Not a `FrontdError`, because whether it becomes one is decided by the pipeline (RFC 9110 9.2.2).  `is_end`: the app
+    has closed it after it had read all it got; it was not reset.
     """
+
+    def __init__(self, text: str, *, is_end: bool = False) -> None:
+        super().__init__(text)
+        self.is_end = is_end

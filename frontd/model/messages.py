@@ -303,6 +303,7 @@ class Capture:
 
 
 _numbers = count(1)
+URGENCY = 3  # of a request of which nobody says any, from 0, the most urgent, to 7 (RFC 9218 4.1)
 
 
 class Exchange:
@@ -315,6 +316,7 @@ class Exchange:
 
     __slots__ = (
         "_response",
+        "_urgency",
         "attempts",
         "bytes_in",
         "bytes_out",
@@ -371,6 +373,7 @@ class Exchange:
         self.generation = 0
         self.identity: Identity | None = None
         self._response: Response | None = None
+        self._urgency: int | None = None
         self.substatus = 0
         self.faults: list[tuple[str, Exception]] = []
         self.states: dict[object, dict[Any, Any]] | None = None
@@ -390,6 +393,18 @@ class Exchange:
     def has_response(self) -> bool:
         """Whether there is an answer."""
         return self._response is not None
+
+    @property
+    def urgency(self) -> int | None:
+        """How urgent it is where requests wait, from 0 (first) to 7; None: as its route says (RFC 9218 4.1)."""
+        return self._urgency
+
+    @urgency.setter
+    def urgency(self, urgency: int | None) -> None:
+        """Raises `ValueError` for what is none."""
+        if urgency is not None and (type(urgency) is not int or not 0 <= urgency <= 7):
+            raise ValueError(f"an urgency is a number from 0 to 7, not {urgency!r}")
+        self._urgency = urgency
 
     @property
     def id(self) -> int:

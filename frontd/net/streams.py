@@ -380,6 +380,14 @@ class Stream(Waitable):
                     raise FrontdError(reason)
                 began, mark = now, delivered
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the peer's kernel has acknowledged every byte.
+
+        That of a peer that closed before they came does not, and one that closes with bytes unread sends a reset.  So
+        an end of the stream behind all this means that the peer has read them (TCP and Unix sockets)."""
+        return not self.pending and self._delivered() == self.sent
+
     def _delivered(self) -> int:
         try:
             (waiting,) = _INT.unpack(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))

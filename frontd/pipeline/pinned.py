@@ -123,20 +123,20 @@ class Pin:
     def __repr__(self) -> str:
         return f"<Pin {self.place} {self.upstream}{' over' if self.is_over else ''}>"
 
-    async def lease(self, exchange: Exchange, down: Downstream, connect_timeout: float) -> Lease:
+    async def lease(self, exchange: Exchange, down: Downstream, connect_timeout: float, urgency: int) -> Lease:
         """The right to use its connection for `exchange`; makes it for the first one.
 
         Raises `FrontdError` like `Pool.lease` and `Pool.lease_again`, and when the app has ended the connection.
         """
         upstream, place = self.upstream, self.place
         if upstream is None or place is None:
-            return await self._made(exchange, connect_timeout)
+            return await self._made(exchange, connect_timeout, urgency)
         if self.is_over:
             raise self._lost("is over")
         upstream.is_idle = False
         lease = self.pool.lease_again_nowait(place, upstream, self)
         if lease is None:
-            lease = await self._waited_for(exchange, place, upstream)
+            lease = await self._waited_for(exchange, place, upstream, urgency)
         if not (upstream.watched or upstream.is_alive()):
             lease.discard()
             raise self._lost("ended while it was idle")
@@ -144,12 +144,12 @@ class Pin:
             down.closes = True
         return lease
 
-    async def _made(self, exchange: Exchange, connect_timeout: float) -> Lease:
+    async def _made(self, exchange: Exchange, connect_timeout: float, urgency: int) -> Lease:
         await task_lane()
         self._enter()
         try:
             with queueing(exchange):
-                lease = await self.pool.lease(connect_timeout, self)
+                lease = await self.pool.lease(connect_timeout, self, urgency=urgency)
         except BaseException:
             self._leave()
             raise
@@ -176,11 +176,11 @@ class Pin:
             if not crowd:
                 del crowds[self.client]
 
-    async def _waited_for(self, exchange: Exchange, place: Place, upstream: Upstream) -> Lease:
+    async def _waited_for(self, exchange: Exchange, place: Place, upstream: Upstream, urgency: int) -> Lease:
         await task_lane()
         try:
             with queueing(exchange):
-                return await self.pool.lease_again(place, upstream, self)
+                return await self.pool.lease_again(place, upstream, self, urgency)
         except FrontdError:
             self._rest(upstream)  # the queue is full, or it took too long: the client may ask again
             raise

@@ -54,6 +54,7 @@ from frontd.upstream.lease import NOBODY, Lease
 from frontd.upstream.pool import Pool
 
 MOST_ATTEMPTS = 4
+MOST_HANDED = 2  # apps that may have had one request and died: one that kills them does not kill them all
 OF_THE_QUEUE = frozenset((Reason.QueueFull, Reason.Timer_ReqQueue, Reason.AppOffline))
 
 async def serve(
@@ -186,14 +187,15 @@ async def forward(
         logon = logon_in(headers) if isinstance(headers, Headers) else ""
         if pool.passes_logons:
             pin = pin_for(exchange, down, pool, logon)
-        retried = False
+        handed, again = 0, False
+        urgency = destination.urgency if exchange.urgency is None else exchange.urgency
         while True:
             if pin is not None:
-                lease = await pin.lease(exchange, down, site.timeouts.connect)
-            elif (idle := pool.lease_nowait()) is not None:
+                lease = await pin.lease(exchange, down, site.timeouts.connect, urgency)
+            elif not again and (idle := pool.lease_nowait()) is not None:
                 lease = idle
             else:
-                lease = await waited_for(exchange, pool, site.timeouts.connect)
+                lease = await waited_for(exchange, pool, site.timeouts.connect, urgency, again=again)
             if logon and pin is None:
                 lease.keeper = NOBODY
             upstream = lease.upstream
@@ -218,20 +220,20 @@ async def forward(
             except UpstreamGone as gone:
                 if pin is not None:
                     raise pin.lost(lease, gone) from None
-                # A kept connection that the app closed meanwhile says nothing about the app: it does not count as the
-                # one retry, though it cannot go on for ever either.
-                exhausted = (retried and lease.is_fresh) or exchange.attempts == MOST_ATTEMPTS
-                retried = retried or lease.is_fresh
+                handed += was_handed(lease, gone, written, body)
+                is_fresh = lease.is_fresh
                 pool.app_gone(lease)
                 unwritten = upstream.stream.sent == written
                 replays = body is None or body.can_rewind
+                exhausted = handed == MOST_HANDED or exchange.attempts == MOST_ATTEMPTS
                 if exhausted or not replays or not (request.is_idempotent or unwritten):
                     raise FrontdError(
                         Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
                     ) from None
                 if body is not None:
                     body.rewind()
-                if retried:  # where processes share a listener, the last one accepts for a moment what none answers
+                again = True
+                if is_fresh:  # where processes share a listener, the last one accepts for a moment what none answers
                     await task_lane()
                     await trio.sleep(BACKOFF_FIRST)
             finally:
@@ -257,14 +259,27 @@ async def forward(
         await give(exchange, down, phases, answer)
 
 
+def was_handed(lease: Lease, gone: UpstreamGone, written: int, body: RequestBody | None) -> bool:
+    """Whether an app may have had the request, so that it may be what it died of.
+
+    A kept connection that the app closed before the request came says nothing about it; one that it closed after it had
+    read everything does.  A Unix socket says which it was: it is reset only while something has not been read.
+    """
+    if lease.connection.stream.sent == written:
+        return False
+    if gone.is_end or not lease.is_fresh:
+        return gone.is_end
+    return bool(lease.place.address.port) or body is not None
+
+
 def may_be_cached(pool: Pool | None) -> bool:
     """Whether answers of a destination may be kept: of apps that log connections on none may, since a request of
     somebody who has logged on need not show it."""
     return pool is not None and not pool.passes_logons
 
 
-async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float) -> Lease:
+async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float, urgency: int, *, again: bool) -> Lease:
     """A lease from the queue, or on a new connection.  Raises `FrontdError` like `Pool.lease`."""
     await task_lane()
     with queueing(exchange):
-        return await pool.lease(connect_timeout)
+        return await pool.lease(connect_timeout, urgency=urgency, again=again)

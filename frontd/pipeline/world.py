@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from frontd.config.model import Limits, Timeouts
 from frontd.model.errors import FrontdError, Reason
-from frontd.model.messages import Client, Request, TlsPolicy
+from frontd.model.messages import URGENCY, Client, Request, TlsPolicy
 from frontd.model.urlprefix import MOST_REMEMBERED, PathTable, PrefixTable
 from frontd.net.shared import Counter, LocalSlots
 from frontd.net.tickets import FamilySecret
@@ -54,7 +54,7 @@ class SiteState:
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where a route leads: a pool, the files of a directory, or a redirect with its status; `strip` is the path prefix
-    taken off on the way."""
+    taken off on the way, `urgency` that of its requests where they wait."""
 
     route: str
     pool: Pool | None = None
@@ -62,6 +62,7 @@ class Destination:
     redirect: str = ""
     status: int = 308
     strip: str = ""
+    urgency: int = URGENCY
 
 
 @dataclass(frozen=True, slots=True)

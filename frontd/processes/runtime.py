@@ -182,7 +182,8 @@ def destination(path: str, route: Route, pools: dict[str, Pool]) -> Destination:
     if route.files is not None:
         return Destination(path, files=FileRoot(route.files, route.index), strip=path)
     assert route.pool is not None
-    return Destination(path, pool=pools[route.pool], strip=path if route.strip_prefix else "")
+    strip = path if route.strip_prefix else ""
+    return Destination(path, pool=pools[route.pool], strip=strip, urgency=route.urgency)
 
 
 def redirects_to_https(config: Config) -> list[tuple[UrlPrefix, str, Destination]]:

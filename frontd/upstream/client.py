@@ -130,7 +130,7 @@ class Upstream:
             if data is None:
                 return None
             if not data and not http.started:
-                raise UpstreamGone("ended without an answer")
+                raise UpstreamGone("ended without an answer", is_end=self.stream.is_delivered)
             head = http.next_head()
         return head
 

@@ -35,20 +35,20 @@ Invariants
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable, Sequence
 
 import trio
 
 from frontd.model.errors import FrontdError, Reason
+from frontd.model.messages import URGENCY
 from frontd.net.permits import Permits, permits
 from frontd.net.shared import LocalSlots, Slots
 from frontd.net.traps import clock
 from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose, take_place
 from frontd.upstream.client import Address, ConnectFailed, Upstream, connect
 from frontd.upstream.lease import Keeper, Lease
-from frontd.upstream.queue import RequestQueue
+from frontd.upstream.queue import LAST, RequestQueue
 from frontd.upstream.targets import PoolSettings, Target, literal_address
 
 IDLE_PER_PLACE = 64  # idle connections kept for one address; nginx 32 per worker, Caddy 32 per host
@@ -180,9 +180,9 @@ class Pool:
 
     def _serve_one(self) -> bool:
         """Give a place to the first request that can have one; whether there was any."""
-        first = self._waiting[0].number if self._waiting else math.inf
+        first = self._waiting[0].rank if self._waiting else LAST
         for place, line in self._lines.items():
-            if not line.waiters or place.permits is None or (line.waiters[0].number > first and not place.is_out):
+            if not line.waiters or place.permits is None or (line.waiters[0].rank > first and not place.is_out):
                 continue
             if place.permits.take():
                 line.serve_next(Lease(self, place, None))
@@ -274,16 +274,19 @@ class Pool:
 
     # ------------------------------------------------------------------ the hands: asynchronous
 
-    async def lease(self, connect_timeout: float, keeper: Keeper | None = None) -> Lease:
+    async def lease(
+        self, connect_timeout: float, keeper: Keeper | None = None, *, urgency: int = URGENCY, again: bool = False
+    ) -> Lease:
         """A lease with a connection; waits in the queue for a place and connects when needed, which it always is for a
-        `keeper`.
+        `keeper`.  `again`: the app that had the request is gone; it waits first in line, whatever the limit, and its
+        connection is a new one too.
 
         Raises `FrontdError`: ``QueueFull``; after the queue's wait ``Timer_ReqQueue`` (apps busy) or ``AppOffline``
         (none could be reached); ``UpstreamTls`` when an app's certificate is not trusted.
         """
         began = trio.current_time()
-        number = self.queue.draw()
-        first = True
+        rank = self.queue.draw(urgency, again=again)
+        first = not again
         while True:
             lease = None if self._waiting or (self._is_shared and self._others_wait()) else self._take()
             if lease is None:
@@ -296,10 +299,10 @@ class Pool:
                 self._ask_for_places()
                 self._watch()
                 deadline = began + self.settings.queue_wait
-                lease = await self.queue.wait(number, began, deadline, Lease.discard)
+                lease = await self.queue.wait(rank, began, deadline, Lease.discard)
                 if lease is None:
                     raise self._waited_out()
-            if keeper is not None:
+            if keeper is not None or again:
                 lease.keeper = keeper
                 self._put_back(lease)
             if lease.upstream is not None:
@@ -319,15 +322,17 @@ class Pool:
             self._dispatch()
             return lease
 
-    @staticmethod
-    def _put_back(lease: Lease) -> None:
+    def _put_back(self, lease: Lease) -> None:
         """Leave the idle connection, if it is one, to others."""
         upstream = lease.upstream
         if upstream is not None:
             lease.upstream = None
             upstream.uses -= 1
-            upstream.is_idle = True
-            lease.place.idle.append(upstream)
+            if self._keeps(lease.place):
+                upstream.is_idle = True
+                lease.place.idle.append(upstream)
+            else:  # its place has left since it was given
+                upstream.stream.close_now()
 
     def lease_again_nowait(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease | None:
         """A lease of the connection that `keeper` has, if no permit of its place has to be waited for."""
@@ -336,7 +341,9 @@ class Pool:
         upstream.uses += 1
         return Lease(self, place, upstream, keeper)
 
-    async def lease_again(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease:
+    async def lease_again(
+        self, place: Place, upstream: Upstream, keeper: Keeper, urgency: int = URGENCY
+    ) -> Lease:
         """`lease_again_nowait` that waits for its turn.  Raises `FrontdError`: ``QueueFull``, ``Timer_ReqQueue``."""
         self.queue.check_room()
         line = self._lines.get(place)
@@ -345,7 +352,7 @@ class Pool:
         began = trio.current_time()
         self._watch()
         try:
-            lease = await line.wait(self.queue.draw(), began, began + self.settings.queue_wait, Lease.discard)
+            lease = await line.wait(self.queue.draw(urgency), began, began + self.settings.queue_wait, Lease.discard)
         finally:
             if not line.waiters and self._lines.get(place) is line:
                 del self._lines[place]

@@ -1,8 +1,12 @@
 """The request queue of a pool: bounded, first come first served (HTTP.sys request queue, limit 1000).
 
-A waiter keeps its place by the number it drew when it came: one whose connect failed goes back to where it stood, not
-to the end.  Handing out is synchronous: `serve_next` gives a lease to the first waiter and wakes it, so nobody can slip
-in between and a waiter that leaves can give its lease back.
+Among those who wait the most urgent goes first (RFC 9218 4.1: 0 to 7), and of equal ones who came first.  Nobody is
+put off for ever, since nobody waits longer than the queue allows.
+
+A waiter keeps its place by the rank it drew when it came: one whose connect failed goes back to where it stood, not
+to the end; and what an app had taken and lost stands before everybody of its urgency.  Handing out is synchronous:
+`serve_next` gives a lease to the first waiter and wakes it, so nobody can slip in between and a waiter that leaves can
+give its lease back.
 
 The limit holds for all fronts together: each adds what waits with it to a counter that all of them read.  Fronts that
 look at the same moment may let in one request each.
@@ -13,33 +17,37 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from typing import Generic, TypeVar
 
 import trio
 
 from frontd.model.errors import FrontdError, Reason
+from frontd.model.messages import URGENCY
 from frontd.net.shared import Counter
 
 T = TypeVar("T")
+Rank = tuple[float, int]  # urgency and number: the smallest goes first
+LAST: Rank = (inf, 0)  # behind everybody
 
 
 class Waiter(Generic[T]):
-    """One request in the queue: its number, since when it waits (s), and what it was given."""
+    """One request in the queue: its rank, since when it waits (s), and what it was given."""
 
-    __slots__ = ("event", "given", "number", "since")
+    __slots__ = ("event", "given", "rank", "since")
 
-    def __init__(self, number: int, since: float) -> None:
-        self.number = number
+    def __init__(self, rank: Rank, since: float) -> None:
+        self.rank = rank
         self.since = since
         self.event = trio.Event()
         self.given: T | None = None
 
     def __lt__(self, other: Waiter[T]) -> bool:
-        return self.number < other.number
+        return self.rank < other.rank
 
 
 class RequestQueue(Generic[T]):
-    """Waiting requests in the order in which they came; `limit` bounds how many, over all who share `counter`."""
+    """Waiting requests in the order of their ranks; `limit` bounds how many, over all who share `counter`."""
 
     __slots__ = ("_numbers", "arrived", "counter", "limit", "refused", "waiters")
 
@@ -54,13 +62,13 @@ class RequestQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self.waiters)
 
-    def draw(self) -> int:
-        """The number that decides a request's position."""
-        return next(self._numbers)
+    def draw(self, urgency: int = URGENCY, *, again: bool = False) -> Rank:
+        """What decides a request's position; `again`: it had its turn, and what it was given was lost."""
+        return urgency, 0 if again else next(self._numbers)
 
     def longest(self, now: float) -> float:
-        """For how many seconds the first waiter has waited."""
-        return now - self.waiters[0].since if self.waiters else 0.0
+        """For how many seconds the one has waited that has waited longest."""
+        return now - min((waiter.since for waiter in self.waiters), default=now)
 
     def check_room(self) -> None:
         """Raises `FrontdError` with `Reason.QueueFull` when one more would exceed the limit."""
@@ -68,12 +76,12 @@ class RequestQueue(Generic[T]):
             self.refused += 1
             raise FrontdError(Reason.QueueFull, detail=f"{waiting} requests wait", retry_after=1)
 
-    async def wait(self, number: int, since: float, deadline: float, take_back: Callable[[T], None]) -> T | None:
+    async def wait(self, rank: Rank, since: float, deadline: float, take_back: Callable[[T], None]) -> T | None:
         """Wait for what `serve_next` gives; None at `deadline` (s of trio's clock), and when it is dismissed.
 
         Cancelled after something was given, it is handed to `take_back` before the cancellation goes on.
         """
-        waiter: Waiter[T] = Waiter(number, since)
+        waiter: Waiter[T] = Waiter(rank, since)
         insort(self.waiters, waiter)
         self.arrived += 1
         self.counter.add(1)

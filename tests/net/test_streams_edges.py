@@ -132,3 +132,25 @@ class Nobody:
 
     def on_event(self, stream: Stream) -> None:
         raise AssertionError(Reason.Internal)
+
+
+# ---------------------------------------------------------------------------------------------------- what was read
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("how", ["closed before", "unread", "read"])
+async def test_an_end_behind_what_was_delivered_means_that_it_was_read(unix: bool, how: str) -> None:
+    near, far = socket.socketpair() if unix else pair()
+    stream = Stream(near)
+    if how == "closed before":
+        far.close()
+    try:
+        stream.send_now(b"GET")
+        if how == "read":
+            assert far.recv(10) == b"GET"
+        far.close()
+        is_end = stream.receive_now() == b""
+    except Broken:
+        is_end = False
+    assert (is_end and stream.is_delivered) is (how == "read")
+    stream.close_now()

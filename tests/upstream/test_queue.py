@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from frontd.model.errors import FrontdError, Reason
-from frontd.upstream.queue import RequestQueue
+from frontd.model.messages import URGENCY
+from frontd.upstream.queue import Rank, RequestQueue
 from tests.wire import settled
 
 FOREVER = float("inf")
@@ -15,9 +16,13 @@ FOREVER = float("inf")
 Got = list[tuple[int, str | None]]
 
 
-async def wait(queue: RequestQueue[str], number: int, got: Got, deadline: float = FOREVER) -> None:
+def ranked(number: int) -> Rank:
+    return URGENCY, number
+
+
+async def wait(queue: RequestQueue[str], rank: Rank, got: Got, deadline: float = FOREVER) -> None:
     """A waiter that notes what it was given."""
-    got.append((number, await queue.wait(number, trio.current_time(), deadline, returned.append)))
+    got.append((rank[1], await queue.wait(rank, trio.current_time(), deadline, returned.append)))
 
 
 returned: list[str] = []
@@ -63,7 +68,7 @@ async def test_the_bound_is_exact() -> None:
     async with trio.open_nursery() as nursery:
         for number in (1, 2):
             queue.check_room()
-            nursery.start_soon(wait, queue, number, [])
+            nursery.start_soon(wait, queue, ranked(number), [])
             await settled()
         with pytest.raises(FrontdError) as caught:
             queue.check_room()
@@ -80,13 +85,38 @@ async def test_at_the_deadline_the_place_is_given_up(autojump_clock: object) -> 
     assert len(queue) == 0
 
 
+async def test_the_most_urgent_goes_first_and_what_was_lost_before_its_equals() -> None:
+    queue: RequestQueue[str] = RequestQueue(10)
+    got: Got = []
+    ranks = [queue.draw(), queue.draw(7), queue.draw(0), queue.draw(), queue.draw(again=True), queue.draw(0)]
+    async with trio.open_nursery() as nursery:
+        for rank in ranks:
+            nursery.start_soon(wait, queue, rank, got)
+            await settled()
+        for gift in "abcdef":
+            queue.serve_next(gift)
+            await settled()
+    assert got == [(3, "a"), (5, "b"), (0, "c"), (1, "d"), (4, "e"), (2, "f")]
+
+
+async def test_longest_counts_whoever_waits_longest(autojump_clock: object) -> None:
+    queue: RequestQueue[str] = RequestQueue(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, queue, queue.draw(7), [])
+        await trio.sleep(4)
+        nursery.start_soon(wait, queue, queue.draw(0), [])
+        await trio.sleep(3)
+        assert queue.longest(trio.current_time()) == pytest.approx(7)
+        nursery.cancel_scope.cancel()
+
+
 async def test_longest_is_the_age_of_the_first(autojump_clock: object) -> None:
     queue: RequestQueue[str] = RequestQueue(2)
     assert queue.longest(trio.current_time()) == 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, queue, 1, [])
+        nursery.start_soon(wait, queue, ranked(1), [])
         await trio.sleep(4)
-        nursery.start_soon(wait, queue, 2, [])
+        nursery.start_soon(wait, queue, ranked(2), [])
         await trio.sleep(3)
         assert queue.longest(trio.current_time()) == pytest.approx(7)
         nursery.cancel_scope.cancel()
@@ -129,8 +159,8 @@ async def test_given_at_the_deadline_is_kept(autojump_clock: object) -> None:
     got: Got = []
     end = trio.current_time() + 5
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, queue, 1, got, end)
-        nursery.start_soon(wait, queue, 2, got, end + 1)
+        nursery.start_soon(wait, queue, ranked(1), got, end)
+        nursery.start_soon(wait, queue, ranked(2), got, end + 1)
 
         async def give_late() -> None:
             await trio.sleep_until(end)
