@@ -33,7 +33,7 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
     2: {"net": ("binding", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
-    3: {"upstream": ("client", "balance", "queue", "targets", "lease", "pool", "report", "ondemand")},
+    3: {"upstream": ("client", "balance", "queue", "replay", "targets", "lease", "pool", "report", "ondemand")},
     4: {
         "pipeline": (
             "accesslog", "logsink", "logwriter", "store", "fileroot", "hookspecs", "plugin", "phases", "discovery",

@@ -236,6 +236,11 @@ class Pool(Part):
             "(between HAProxy's one "
         "buffer of 16 KiB and Envoy's 1 MiB).",
     )  # fmt: skip
+    replay_memory: Size = Field(
+        default=16777216, ge=0,
+        description="Bytes of all such bodies together, in each front; what finds no room is sent once (gRPC's "
+            "retryBufferSize: 16 MiB).",
+    )  # fmt: skip
     lenient_responses: Flag = Field(
         default=False,
         description="Accept bare LF and folded fields in response heads of old backends (strict, as RFC 9112 asks).",

@@ -20,6 +20,7 @@ from frontd.net.traps import carry, clock, task_lane
 from frontd.pipeline.world import body_too_large
 from frontd.protocol.framing import CHUNKED, NO_TRAILERS, End, Part
 from frontd.upstream.client import Upstream
+from frontd.upstream.replay import ReplayMemory
 
 PARTS_IN_A_ROW = 4  # of 64 KiB, or of as many chunks as are walked at once (25 us each), before the others' turn
 
@@ -72,12 +73,13 @@ def queueing(exchange: Exchange) -> Iterator[None]:
 class RequestBody:
     """The request body: read once from the client, kept up to `limit` bytes so that it can be sent again.
 
-    `next_now` and `part_now` give the parts and then the `End`; after `rewind` they begin again.
+    `next_now` and `part_now` give the parts and then the `End`; after `rewind` they begin again.  What is kept for that
+    is kept in the memory of its pool (`keep_in`); `is_crowded_out`: there was no room.
     """
 
     __slots__ = (
-        "_down", "_end", "_failure", "_is_sent", "_kept", "_position", "_request", "_size", "can_rewind",
-        "limit",
+        "_down", "_end", "_failure", "_is_sent", "_kept", "_memory", "_position", "_request", "_size", "_taken",
+        "can_rewind", "is_crowded_out", "limit",
     )  # fmt: skip
 
     def __init__(self, down: Downstream, request: Request) -> None:
@@ -91,12 +93,42 @@ class RequestBody:
         self._failure: FrontdError | None = None  # what ended it early
         self._is_sent = False  # it has begun to go to the app
         self.can_rewind = True
+        self._memory: ReplayMemory | None = None
+        self._taken = 0  # of it
+        self.is_crowded_out = False
 
     def check_length(self) -> None:
         """Raises `FrontdError`: ``EntityTooLarge`` when the length that the head names is more than the limit."""
         limit = self._request.max_body
         if limit is not None and (self._request.content_length or 0) > limit:
             raise body_too_large(limit)
+
+    def keep_in(self, memory: ReplayMemory, limit: int) -> None:
+        """It is about to be sent to an app of a pool: keep up to `limit` bytes in its `memory`, as long as it has
+        room."""
+        self.release()
+        self._memory = memory
+        self.limit = max(self.limit, limit)
+        if self.can_rewind:  # what a plugin has read goes to the app in any case
+            self._has_room(self._size)
+
+    def release(self) -> None:
+        """It will not be sent again: give back what was taken of the memory."""
+        if self._memory is not None:
+            self._memory.give(self._taken)
+            self._taken = 0
+
+    def _has_room(self, size: int) -> bool:
+        memory = self._memory
+        if memory is None:
+            return True
+        if memory.take(size):
+            self._taken += size
+            return True
+        memory.missed += 1
+        self.is_crowded_out, self.can_rewind = True, False
+        self.release()
+        return False
 
     async def read(self, max_bytes: int) -> bytes:
         """All of it, which is kept so that it is forwarded all the same.
@@ -195,13 +227,14 @@ class RequestBody:
             self._end = part
         elif part is not None:
             self._size += len(part)
-            if self._size > self.limit:
-                self.can_rewind = False
-                self._kept.clear()
-                self._position = 0
-            elif self.can_rewind:
+            if self.can_rewind and self._size <= self.limit and self._has_room(len(part)):
                 self._kept.append(part)
                 self._position = len(self._kept)
+            else:
+                self.can_rewind = False
+                self.release()
+                self._kept.clear()
+                self._position = 0
         return part
 
 

@@ -176,7 +176,7 @@ async def forward(
     pin: Pin | None = None
     if body is not None:
         body.check_length()
-        body.limit = max(body.limit, pool.settings.replay_body)
+        body.keep_in(pool.replay, pool.settings.replay_body)
     pool.exchanges += 1
     try:
         if phases.rewrite_request or exchange.identity is not None:
@@ -227,9 +227,10 @@ async def forward(
                 replays = body is None or body.can_rewind
                 exhausted = handed == MOST_HANDED or exchange.attempts == MOST_ATTEMPTS
                 if exhausted or not replays or not (request.is_idempotent or unwritten):
-                    raise FrontdError(
-                        Reason.Connection_Abandoned_By_ReqQueue, detail=f"{lease.place.address}: {gone}"
-                    ) from None
+                    detail = f"{lease.place.address}: {gone}"
+                    if body is not None and body.is_crowded_out:
+                        detail += "; its body was not kept, replay_memory was full"
+                    raise FrontdError(Reason.Connection_Abandoned_By_ReqQueue, detail=detail) from None
                 if body is not None:
                     body.rewind()
                 again = True
@@ -250,6 +251,8 @@ async def forward(
         exchange.reason, exchange.detail = error.reason, error.detail
     finally:
         pool.exchange_over()
+        if body is not None:
+            body.release()
     if isinstance(answer, NamedFile):
         assert pool.settings.sendfile_from is not None
         file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)

@@ -245,6 +245,7 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         keep_alive=whole.timeouts.keep_alive,
         connect=whole.timeouts.connect,
         replay_body=config.replay_body,
+        replay_memory=config.replay_memory,
         sendfile_from=config.sendfile_from,
         refuse_with=config.refuse_with,
         pass_through=frozenset(config.pass_through),

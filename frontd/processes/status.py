@@ -97,6 +97,7 @@ def pool_facts(pool: Pool, now: float, failed: Mapping[str, int], *, on_demand: 
             "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
         },
         "pins": len(pool.keepers) if pool.settings.pass_through else None,
+        "replay": {"used": pool.replay.used, "limit": pool.replay.limit, "missed": pool.replay.missed},
         "targets": rows(pool),
     }  # fmt: skip
 
@@ -148,6 +149,7 @@ def _pools(every: Iterable[Facts]) -> list[Facts]:
                 "longest": max(pool["queue"]["longest"] for pool in same),
             },
             "pins": _pins(pool.get("pins") for pool in same),
+            "replay": _sum(pool["replay"] for pool in same),
             "targets": _targets(same),
         }
         for same in found.values()

@@ -49,6 +49,7 @@ from frontd.upstream.balance import BACKOFF_FIRST, BACKOFF_LAST, Place, choose, 
 from frontd.upstream.client import Address, ConnectFailed, Upstream, connect
 from frontd.upstream.lease import Keeper, Lease
 from frontd.upstream.queue import LAST, RequestQueue
+from frontd.upstream.replay import ReplayMemory
 from frontd.upstream.targets import PoolSettings, Target, literal_address
 
 IDLE_PER_PLACE = 64  # idle connections kept for one address; nginx 32 per worker, Caddy 32 per host
@@ -69,6 +70,7 @@ class Pool:
         counter = self.slots.counter(f"queue {settings.name}")
         self.queue: RequestQueue[Lease] = RequestQueue(settings.queue_limit, counter)
         self._waiting = self.queue.waiters
+        self.replay = ReplayMemory(settings.replay_memory)
         self._lines: dict[Place, RequestQueue[Lease]] = {}  # of those who wait for one place alone
         self.keepers: set[Keeper] = set()  # who have a connection
         self.crowds: dict[str, set[Keeper]] = {}  # who have one or are about to, by the client's address

@@ -32,6 +32,7 @@ class PoolSettings:
     keep_alive: float
     connect: float
     replay_body: int
+    replay_memory: int = 16 << 20  # bytes, for all exchanges in this front
     sendfile_from: Path | None = None  # the directory whose files an app may have sent
     refuse_with: str = "reason"  # or ``status``, ``reset``: what clients are told that the queue refuses
     pass_through: frozenset[str] = frozenset()  # schemes by which the apps log connections on: ``ntlm``, ``negotiate``

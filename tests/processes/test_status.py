@@ -32,6 +32,7 @@ def target(address: str, state: str, *, active: int = 0, held: int | None = None
 def pool(*targets: dict[str, Any], length: int = 0, longest: float = 0.0, on_demand: bool = False) -> dict[str, Any]:
     queue = {"length": length, "limit": 1000, "wait": 30.0, "longest": longest}
     counted = {"counters": {"arrived": 3, "5xx": 1}, "reasons": {"QueueFull": 1}}
+    counted["replay"] = {"used": length, "limit": 100, "missed": 1}
     return {"name": "app", "on_demand": on_demand, **counted, "queue": queue, "targets": list(targets)}
 
 
@@ -59,6 +60,7 @@ def test_a_target_is_up_if_one_front_reaches_it() -> None:
     other = pool(target("10.0.0.1", "up", active=3, held=4), target("10.0.0.2", "unknown"), length=2, longest=1.0)
     (found,) = merged([facts(0, pools=[one]), facts(1, pools=[other])])["pools"]
     assert found["queue"] == {"length": 3, "limit": 1000, "wait": 30.0, "longest": 2.5}
+    assert found["replay"] == {"used": 3, "limit": 200, "missed": 2}
     assert [(row["address"], row["state"], row["active"], row["idle"], row["held"]) for row in found["targets"]] == [
         ("10.0.0.1", "up", 4, 2, 4), ("10.0.0.2", "unknown", 0, 1, None),
     ]  # fmt: skip
