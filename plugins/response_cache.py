@@ -260,6 +260,11 @@ class ResponseCache(frontd.Plugin):
         if trail is None:
             return
         response = trail.response = exchange.response
+        if trail.may_store and trail.destination != (exchange.route, exchange.pool):
+            # handed over to another queue since: what answers there is not what was looked for
+            trail.may_store = trail.stores = False
+            trail.detail = "handed-over"
+            self._end_flight(trail, gave_up=True)
         if trail.is_unsafe and response.status < 400:
             self._invalidate(trail.url)
         if not trail.may_store:

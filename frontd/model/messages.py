@@ -325,6 +325,7 @@ class Exchange:
         "faults",
         "fields",
         "generation",
+        "hand_overs",
         "identity",
         "is_understood",
         "method",
@@ -371,6 +372,7 @@ class Exchange:
         self.queue_wait = 0.0
         self.underscores = 0
         self.generation = 0
+        self.hand_overs = 0
         self.identity: Identity | None = None
         self._response: Response | None = None
         self._urgency: int | None = None
@@ -388,6 +390,10 @@ class Exchange:
     @response.setter
     def response(self, response: Response) -> None:
         self._response = response
+
+    @response.deleter
+    def response(self) -> None:
+        self._response = None
 
     @property
     def has_response(self) -> bool:

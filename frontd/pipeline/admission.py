@@ -1,5 +1,8 @@
 """Who is asking, may they, and where to: the decisions before anything is forwarded.
 
+A request that has been in a queue may be moved to another one (`handed_over`) as long as no byte of its body has gone
+to an app.
+
 Invariants: nobody gets past `admitted` anonymously on a site with an authenticator unless a plugin said `Allow`.  A
 logon that belongs to a connection is nobody's on one that many clients share.  What a plugin raises, or answers with a
 wrong type, has ended the exchange before (`phases.first` fails closed).
@@ -12,9 +15,11 @@ from typing import cast
 from frontd.model.errors import Reason
 from frontd.model.messages import Exchange, Response
 from frontd.model.verdicts import Allow, Continue, Identity, Redirect, Refuse, UseHttp11
+from frontd.pipeline.forward import RequestBody
 from frontd.pipeline.phases import Phase, Phases, first, plugin_fault
 from frontd.pipeline.world import Destination, Site, World
 
+MOST_HAND_OVERS = 3  # of one exchange, so that two queues do not pass it to and fro for ever
 Answer = Response | Refuse | Continue | UseHttp11 | Redirect
 
 
@@ -74,12 +79,45 @@ async def routed(exchange: Exchange, world: World, phases: Phases) -> tuple[Dest
             return None, chosen
         if chosen is not None:
             try:
-                pool = world.pools.get(chosen) or world.ondemand.get(chosen)
+                return _sent_to(exchange, world, hook.where, chosen), None
             except ValueError as error:
                 raise plugin_fault(exchange, hook.where, error) from error
-            exchange.route, exchange.pool = hook.where, pool.settings.name
-            return Destination(hook.where, pool=pool), None
     return None, None
+
+
+def _sent_to(exchange: Exchange, world: World, where: str, chosen: str) -> Destination:
+    """The pool or target that a plugin's hook (`where`) has `chosen`.  Raises `ValueError` when it is neither."""
+    pool = world.pools.get(chosen) or world.ondemand.get(chosen)
+    exchange.route, exchange.pool = where, pool.settings.name
+    return Destination(where, pool=pool)
+
+
+def handed_over(
+    exchange: Exchange, world: World, where: str, chosen: str, *, is_answered: bool
+) -> Destination | None:
+    """The queue to which a plugin's hook (`where`) moves an exchange that was in another one; None: it must not, which
+    is noted as a fault of the plugin.  `is_answered`: an app has read its head and answered.
+
+    The rule is HTTP.sys's for delegation: the head may have been read, of the body nothing (HttpDelegateRequestEx).
+    """
+    request, fault = exchange.request, ""
+    if isinstance(request.body, RequestBody) and request.body.is_sent:
+        fault = "a byte of its body has gone to an app already"
+    elif exchange.attempts and not is_answered and not request.is_idempotent:
+        fault = "an app may have done it already"
+    elif exchange.hand_overs == MOST_HAND_OVERS:
+        fault = f"it was handed over {MOST_HAND_OVERS} times"
+    try:
+        if fault:
+            raise ValueError(f"the request cannot go to {chosen}: {fault}")
+        destination = _sent_to(exchange, world, where, chosen)
+    except ValueError as error:
+        exchange.faults.append((where, error))
+        return None
+    exchange.hand_overs += 1
+    exchange.status = 0
+    del exchange.response
+    return destination
 
 
 def by_routes(exchange: Exchange, site: Site) -> Destination | None:

@@ -78,8 +78,8 @@ class RequestBody:
     """
 
     __slots__ = (
-        "_down", "_end", "_failure", "_is_sent", "_kept", "_memory", "_position", "_request", "_size", "_taken",
-        "can_rewind", "is_crowded_out", "limit",
+        "_down", "_end", "_failure", "_kept", "_memory", "_position", "_request", "_size", "_taken", "can_rewind",
+        "is_crowded_out", "is_sent", "limit",
     )  # fmt: skip
 
     def __init__(self, down: Downstream, request: Request) -> None:
@@ -91,7 +91,7 @@ class RequestBody:
         self._position = 0
         self._end: End | None = None
         self._failure: FrontdError | None = None  # what ended it early
-        self._is_sent = False  # it has begun to go to the app
+        self.is_sent = False  # it has begun to go to the app
         self.can_rewind = True
         self._memory: ReplayMemory | None = None
         self._taken = 0  # of it
@@ -142,7 +142,7 @@ class RequestBody:
         self.check_length()
         if (request.content_length or 0) > max_bytes:
             raise body_too_large(max_bytes, "")
-        if not self._is_sent:
+        if not self.is_sent:
             await self._read_to_end(max_bytes)
         elif self._end is None or not self.can_rewind:
             raise RuntimeError("the body is on its way to the app; read it in rewrite_request or earlier")
@@ -214,7 +214,7 @@ class RequestBody:
         self._position = 0
 
     def _replayed(self) -> bytes | End | None:
-        self._is_sent = True
+        self.is_sent = True
         if self._failure is not None:  # a part is missing, and nobody takes what is there for the whole
             raise self._failure
         if self._position < len(self._kept):

@@ -81,15 +81,17 @@ def rewrite_request(exchange: Exchange) -> None:
 
 
 @hookspec
-def forward_failed(exchange: Exchange, error: FrontdError) -> Response | None:
-    """The app gave no answer: `error.reason` says why.  The first answer is sent instead of the error page."""
+def forward_failed(exchange: Exchange, error: FrontdError) -> Response | str | None:
+    """The app gave no answer: `error.reason` says why.  The first answer is sent instead of the error page; a text is
+    the pool or the target that is asked instead."""
 
 
 @hookspec
-def admit_response(exchange: Exchange) -> Response | None:
+def admit_response(exchange: Exchange) -> Response | str | None:
     """The head of the app's answer is here (`exchange.response`, its body None).  The last moment to replace it.
 
-    What is stored is what it is at the end of this phase.  The first answer ends it.
+    What is stored is what it is at the end of this phase.  The first answer ends it; a text is the pool or the target
+    that is asked instead.
     """
 
 

@@ -30,7 +30,7 @@ from frontd.pipeline.forward import PARTS_IN_A_ROW, Downstream, Pump, RequestBod
 from frontd.pipeline.pinned import note, over, rest_goes_on
 from frontd.pipeline.reply import Captured, admit, framed, rewritten
 from frontd.pipeline.tunnel import Tally, tunnel
-from frontd.pipeline.world import Site
+from frontd.pipeline.world import Destination, Site, World
 from frontd.protocol.framing import PLAIN_END, End
 from frontd.protocol.scan import ResponseHead
 from frontd.upstream.client import Upstream
@@ -46,11 +46,11 @@ class NamedFile(NamedTuple):
     headers: Headers
 
 
-Instead = Response | NamedFile  # of the app's answer
+Instead = Response | NamedFile | Destination  # of the app's answer; a destination: it is asked there
 
 
 async def send_and_receive(
-    exchange: Exchange, down: Downstream, site: Site, lease: Lease, body: RequestBody
+    exchange: Exchange, down: Downstream, world: World, site: Site, lease: Lease, body: RequestBody
 ) -> Instead | None:
     """`receive` while the rest of the request body is still on its way (in the task lane)."""
     answer: Instead | None = None
@@ -60,7 +60,7 @@ async def send_and_receive(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run_task, nursery.cancel_scope)
         try:
-            answer = await receive(exchange, down, site, lease, pump)
+            answer = await receive(exchange, down, world, site, lease, pump)
         except (FrontdError, UpstreamGone) as error:
             failure = error
         goes_on = failure is None and answer is None and rest_goes_on(lease)
@@ -79,7 +79,9 @@ async def send_and_receive(
     return answer
 
 
-async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease, pump: Pump | None) -> Instead | None:
+async def receive(
+    exchange: Exchange, down: Downstream, world: World, site: Site, lease: Lease, pump: Pump | None
+) -> Instead | None:
     """Read the response head, then relay the body; gives the lease back when the exchange is complete.
 
     Returns what stands in place of the app's answer, of which nothing was sent then.
@@ -131,7 +133,7 @@ async def receive(exchange: Exchange, down: Downstream, site: Site, lease: Lease
     else:
         headers, response = downstream_headers(head), None
         if phases.sees_response:
-            answer = await admit(exchange, phases, head, headers.copy())
+            answer = await admit(exchange, world, phases, head, headers.copy())
             if answer is not None:
                 return answer
             response = exchange.response

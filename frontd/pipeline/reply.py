@@ -12,10 +12,11 @@ from frontd.model.headers import HOP_BY_HOP, Headers
 from frontd.model.messages import BODYLESS, Capture, Exchange, Response
 from frontd.model.verdicts import Redirect, Refuse, UseHttp11
 from frontd.net.traps import fault_at_once, task_lane
-from frontd.pipeline.admission import Answer
+from frontd.pipeline.admission import Answer, handed_over
 from frontd.pipeline.answers import PHRASES, complete, error_response, now, redirect_to
 from frontd.pipeline.forward import Downstream
 from frontd.pipeline.phases import NO_PHASES, Hook, Phases, bad_status, first_soft, plugin_fault, tell, unsendable
+from frontd.pipeline.world import Destination, World
 from frontd.protocol.scan import ResponseHead
 
 
@@ -120,11 +121,11 @@ async def rewritten(exchange: Exchange, phases: Phases) -> None:
             await _changed(exchange, hook)
 
 
-async def _changed(exchange: Exchange, hook: Hook) -> Response | None:
+async def _changed(exchange: Exchange, hook: Hook) -> Response | str | None:
     """Ask a hook that may change the answer.  Where it leaves what cannot be sent, the answer is as it was before."""
     response = exchange.response
     status, headers, body = response.status, response.headers.copy(), response.body
-    answer: Response | None = await first_soft((hook,), exchange)
+    answer: Response | str | None = await first_soft((hook,), exchange)
     if fault := _misfit(exchange, response, status, body):
         exchange.faults.append((hook.where, ValueError(fault)))
         exchange.response = response
@@ -148,14 +149,22 @@ def _misfit(exchange: Exchange, response: Response, status: int, body: bytes | N
 # ---------------------------------------------------------------------------------------------------- the app's answer
 
 
-async def admit(exchange: Exchange, phases: Phases, head: ResponseHead, headers: Headers) -> Response | None:
-    """Show plugins the head of the app's answer; what one of them answers instead, or None."""
+async def admit(
+    exchange: Exchange, world: World, phases: Phases, head: ResponseHead, headers: Headers
+) -> Response | Destination | None:
+    """Show plugins the head of the app's answer; what one of them answers instead, or where it is asked for, or
+    None."""
     response = exchange.response = Response(head.status, headers, None, reason=head.reason)
-    faults, answer = len(exchange.faults), None
+    faults = len(exchange.faults)
+    answer: Response | Destination | None = None
     for hook in phases.admit_response:
         if not hook.concerns(exchange):
             continue
-        answer = await _changed(exchange, hook)
+        chosen = await _changed(exchange, hook)
+        if isinstance(chosen, str):
+            answer = handed_over(exchange, world, hook.where, chosen, is_answered=True)
+        else:
+            answer = chosen
         for want in response.captures:
             want.where = want.where or hook.where
         if answer is not None:

@@ -25,10 +25,10 @@ import trio
 
 from frontd.model.errors import FrontdError, Reason, Source, UpstreamGone
 from frontd.model.headers import Headers, bad_field
-from frontd.model.messages import NO_BODY, Exchange
+from frontd.model.messages import NO_BODY, Exchange, Response
 from frontd.model.verdicts import Redirect
 from frontd.net.traps import task_lane
-from frontd.pipeline.admission import Answer, admitted, by_routes, identified, routed
+from frontd.pipeline.admission import Answer, admitted, by_routes, handed_over, identified, routed
 from frontd.pipeline.answers import redirect_response
 from frontd.pipeline.fields import (
     seal,
@@ -96,7 +96,7 @@ async def serve(
         elif destination is None:
             raise FrontdError(Reason.NotFound, detail="no route covers the path")
         elif destination.pool is not None:
-            await forward(exchange, down, site, destination, destination.pool, body)
+            await forward(exchange, down, world, site, destination, body)
         elif destination.files is not None:
             found = requested_file(destination.files, request, destination.route)
             if isinstance(found, Redirect):
@@ -164,11 +164,33 @@ def signed(exchange: Exchange, site: Site) -> bytes:
 
 
 async def forward(
-    exchange: Exchange, down: Downstream, site: Site, destination: Destination, pool: Pool, body: RequestBody | None
+    exchange: Exchange, down: Downstream, world: World, site: Site, destination: Destination, body: RequestBody | None
 ) -> None:
-    """Have the app answer; where it does not, a plugin may, and else the error says so.
+    """Have the app answer; where it does not, a plugin may, and else the error says so.  A plugin may also move the
+    request to another queue."""
+    while True:
+        pool = destination.pool
+        assert pool is not None
+        answer = await asked(exchange, down, world, site, destination, pool, body)
+        if not isinstance(answer, Destination):
+            break
+        destination = answer
+    if isinstance(answer, NamedFile):
+        assert pool.settings.sendfile_from is not None
+        file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)
+        assert file is not None
+        await send_file(exchange, down, site.phases, file, answer.headers)
+    elif answer is not None:
+        await give(exchange, down, site.phases, answer)
 
-    Leases a connection, sends the request and relays the answer; once more on another connection when that is safe.
+
+async def asked(
+    exchange: Exchange, down: Downstream, world: World, site: Site, destination: Destination, pool: Pool,
+    body: RequestBody | None,
+) -> Instead | None:  # fmt: skip
+    """Lease a connection, send the request and relay the answer; once more on another connection when that is safe.
+
+    Returns what stands in place of the app's answer.  Raises `FrontdError`.
     """
     request, phases = exchange.request, site.phases
     headers: Headers | bytes
@@ -187,7 +209,7 @@ async def forward(
         logon = logon_in(headers) if isinstance(headers, Headers) else ""
         if pool.passes_logons:
             pin = pin_for(exchange, down, pool, logon)
-        handed, again = 0, False
+        tries, handed, again = 0, 0, False
         urgency = destination.urgency if exchange.urgency is None else exchange.urgency
         while True:
             if pin is not None:
@@ -201,6 +223,7 @@ async def forward(
             upstream = lease.upstream
             assert upstream is not None
             exchange.attempts += 1
+            tries += 1
             exchange.target = lease.place.name
             written = upstream.stream.sent
             try:
@@ -211,12 +234,12 @@ async def forward(
                     if upstream.stream.pending:
                         await task_lane()
                         await upstream.flush(site.timeouts.response_body)
-                    answer = await receive(exchange, down, site, lease, None)
+                    answer = await receive(exchange, down, world, site, lease, None)
                 else:
                     await task_lane()
                     assert body is not None
-                    answer = await send_and_receive(exchange, down, site, lease, body)
-                break
+                    answer = await send_and_receive(exchange, down, world, site, lease, body)
+                return answer
             except UpstreamGone as gone:
                 if pin is not None:
                     raise pin.lost(lease, gone) from None
@@ -225,7 +248,7 @@ async def forward(
                 pool.app_gone(lease)
                 unwritten = upstream.stream.sent == written
                 replays = body is None or body.can_rewind
-                exhausted = handed == MOST_HANDED or exchange.attempts == MOST_ATTEMPTS
+                exhausted = handed == MOST_HANDED or tries == MOST_ATTEMPTS
                 if exhausted or not replays or not (request.is_idempotent or unwritten):
                     detail = f"{lease.place.address}: {gone}"
                     if body is not None and body.is_crowded_out:
@@ -245,21 +268,30 @@ async def forward(
             error.verbosity = pool.settings.refuse_with
         if error.reason.source is not Source.UPSTREAM or not down.can_answer or not phases.forward_failed:
             raise
-        answer = await first_soft(phases.forward_failed, exchange, error)
+        answer = await spared(exchange, world, phases, error)
         if answer is None:
             raise
-        exchange.reason, exchange.detail = error.reason, error.detail
+        return answer
     finally:
         pool.exchange_over()
         if body is not None:
             body.release()
-    if isinstance(answer, NamedFile):
-        assert pool.settings.sendfile_from is not None
-        file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)
-        assert file is not None
-        await send_file(exchange, down, phases, file, answer.headers)
-    elif answer is not None:
-        await give(exchange, down, phases, answer)
+
+
+async def spared(
+    exchange: Exchange, world: World, phases: Phases, error: FrontdError
+) -> Response | Destination | None:
+    """What plugins have instead of an error of the app's, or where they have the request asked for instead."""
+    for hook in phases.forward_failed:
+        answer = await first_soft((hook,), exchange, error)
+        if isinstance(answer, str):
+            destination = handed_over(exchange, world, hook.where, answer, is_answered=False)
+            if destination is not None:
+                return destination
+        elif isinstance(answer, Response):
+            exchange.reason, exchange.detail = error.reason, error.detail
+            return answer
+    return None
 
 
 def was_handed(lease: Lease, gone: UpstreamGone, written: int, body: RequestBody | None) -> bool:

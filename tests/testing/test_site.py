@@ -325,3 +325,25 @@ def test_what_a_plugin_remarks_is_kept() -> None:
         s.reload([])
         s.reload([Talker], server_plugins=[Talker])
         assert s.remarks[1:] == ["plugin talker: here I am", "plugin talker of the site test: here I am"]
+
+
+class Spill(frontd.Plugin):
+    """Moves what a pool has no app for, and what an app says is not its own."""
+
+    name = "spill"
+
+    def forward_failed(self, exchange: frontd.Exchange, error: frontd.FrontdError) -> str | None:
+        return "app" if error.reason is frontd.Reason.AppOffline else None
+
+    def admit_response(self, exchange: frontd.Exchange) -> str | None:
+        return "app" if exchange.response.status == 421 and exchange.hand_overs < 2 else None
+
+
+def test_a_request_is_handed_over(tmp_path: Path) -> None:
+    away = {"targets": [f"unix:{tmp_path}/away"], "queue": {"wait": "1s"}}
+    with site([Spill], routes={"/": "away"}, config={"pools": {"away": away}}) as s:
+        answer = s.get("/x", advance=1.1)
+        assert (answer.status, s.log[-1].pool, s.log[-1].attempts) == (200, "app", 1)
+        s.app.respond(421)
+        assert s.get("/x", advance=1.1).status == 421
+        assert (s.log[-1].attempts, s.log[-1].pool) == (2, "app")
