@@ -1,0 +1,46 @@
+"""A request that kills the workers it is given to: two of them at most, and one that is in no worker of theirs is never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from tests.processes.house import has_ended
+from tests.processes.test_workers import pool, worker, workers
+from tests.wire import Line
+
+
+async def test_a_request_that_kills_workers_kills_two_and_the_others_serve_on(tmp_path: Path) -> None:
+    failed: list[object] = []
+    answered = 0
+    always = "start: always\n      count: 4\n      concurrency: 1\n      rapid_fail: {failures: 1000}"
+    async with pool(tmp_path, always) as house, trio.open_nursery() as nursery:
+        await house.until(lambda: len(workers(house)) == 4)
+
+        async def client() -> None:
+            nonlocal answered
+            async with (await house.line()).stream as stream:
+                line = Line(stream)
+                while True:
+                    head, body = await line.get()
+                    failed.extend([] if head.startswith(b"HTTP/1.1 200 ") else [body])
+                    answered += 1
+
+        for _ in range(8):  # who keep connections to all of them
+            nursery.start_soon(client)
+        await house.until(lambda: answered >= 100)
+        before = set(workers(house))
+        status, body = await house.get("/die")
+        assert status == 502
+        assert b"Connection_Abandoned_By_ReqQueue" in body
+        dead = before - set(workers(house))
+        for pid in dead:
+            await has_ended(pid)
+        await house.until(lambda: len(workers(house)) == 4)
+        assert len(before - set(workers(house))) == 2
+        log = await house.remark("event 5009")
+        assert log.count("event 5009") == 2
+        assert await worker(house) in workers(house)
+        nursery.cancel_scope.cancel()
+    assert failed == []
