@@ -1,4 +1,4 @@
-"""A request that kills the workers it is given to: two of them at most, and one that is in no worker of theirs is never lost."""
+"""A request that kills the workers it is given to kills two at most, and whoever is in another one loses nothing."""
 
 from __future__ import annotations
 
