@@ -28,7 +28,7 @@ from frontd.lanes.connection import Connection
 from frontd.lanes.downstream import H1Downstream
 from frontd.model.urlprefix import DEFAULT_PORTS
 from frontd.net.traps import clock
-from frontd.pipeline import phases, pinned, reply, serve
+from frontd.pipeline import phases, pinned, relay, reply, serve
 from frontd.pipeline.tunnel import tunnel
 from frontd.upstream.client import connect
 from frontd.upstream.pool import Pool
@@ -54,12 +54,12 @@ PHASES: dict[CodeType, str] = {
     Pool.lease.__code__: "queued",
     Pool.lease_again.__code__: "queued",
     connect.__code__: "connecting",
-    serve.send_and_receive.__code__: SENDING,
-    serve.receive.__code__: WAITING,
+    relay.send_and_receive.__code__: SENDING,
+    relay.receive.__code__: WAITING,
     tunnel.__code__: "tunnel",
 }
 _PLUGIN = frozenset((phases.first.__code__, phases.checked.__code__))  # they have the `hook` that they ask
-_PUMPED = serve.send_and_receive.__code__
+_PUMPED = relay.send_and_receive.__code__
 
 
 def phase_of(coroutine: object, exchange: Any = None) -> str:
