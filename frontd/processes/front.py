@@ -43,6 +43,7 @@ from frontd.processes.runtime import BuildProblem, build, differences
 from frontd.processes.status import Facts, facts
 from frontd.upstream.client import Address
 from frontd.upstream.pool import Pool
+from frontd.upstream.report import load
 
 Files = Mapping[Path, bytes]  # of a configuration: certificates, keys, authorities
 Told = tuple[list[Address], str]  # where the apps of a pool are; why it is out of service, or empty
@@ -74,6 +75,7 @@ class Front:
         self.stale_files: Callable[[], Sequence[Path]] | None = None  # of plugins: other than what was loaded
         self.wanted: Callable[[list[str]], None] | None = None  # told of pools that need an app to be started
         self._told: dict[str, Told] = {}  # by pool: where control says that its apps are
+        self._replaced: list[Pool] = []  # by a reload; their requests wait for the same apps
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
 
@@ -252,6 +254,8 @@ class Front:
         old_pools, new_pools = set(previous.pools.values()), set(world.pools.values())
         for pool in old_pools - new_pools:
             pool.retire()
+            if pool.settings.told is not None:
+                self._replaced.append(pool)
         for pool in new_pools - old_pools:
             self._begin(pool)
         self.loaded, self.loaded_at = loaded, time.time()
@@ -276,14 +280,29 @@ class Front:
     def tell(self, told: dict[str, Told]) -> None:
         """Take over where the apps of pools are, as control says."""
         self._told |= told
-        for name, (addresses, off) in told.items():
-            pool = self.pools.get(name)
-            if pool is not None and pool.settings.told is not None:
-                pool.told(addresses, off)
+        for name, pools in self._led().items():
+            for pool in pools:
+                if name in told:
+                    pool.told(*told[name])
 
     def waiting(self) -> list[str]:
         """The pools in which requests wait for an app to be started."""
-        return [name for name, pool in self.pools.items() if pool.settings.told and len(pool.queue) and not pool.places]
+        return [name for name, pools in self._led().items() if any(len(one.queue) and not one.places for one in pools)]
+
+    def loads(self) -> dict[str, dict[str, Any]]:
+        """How busy the apps of each pool are kept (`upstream.report.load`)."""
+        now = trio.current_time()
+        return {name: load(pools, now) for name, pools in self._led().items()}
+
+    def _led(self) -> dict[str, list[Pool]]:
+        """The pools whose apps control starts, by name: those that were replaced and are not over, then the one that
+        stands."""
+        self._replaced = [pool for pool in self._replaced if not pool.is_over]
+        found: dict[str, list[Pool]] = {}
+        for pool in (*self._replaced, *self.pools.values()):
+            if pool.settings.told is not None:
+                found.setdefault(pool.settings.name, []).append(pool)
+        return found
 
     # ------------------------------------------------------------------ drain
 

@@ -54,7 +54,6 @@ from frontd.processes.frontviews import VIEWS
 from frontd.processes.handover import Handover, unpack
 from frontd.processes.runtime import BuildProblem, only_problem
 from frontd.processes.watch import Watchdog
-from frontd.upstream.report import load
 from frontd.upstream.targets import address_of
 
 CONFIGURATION = 3  # exit code, as of `frontd.cli.common`
@@ -190,10 +189,7 @@ class Desk:
                     }
                 )
             case "load":
-                now = trio.current_time()
-                self._say(
-                    data, pools={name: load(pool, now) for name, pool in front.pools.items() if pool.settings.told}
-                )
+                self._say(data, pools=front.loads())
             case "status":
                 self._nursery.start_soon(self._status, data)
             case view if view in VIEWS:

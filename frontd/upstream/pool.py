@@ -396,7 +396,7 @@ class Pool:
         async with trio.open_nursery() as nursery:
             for target in self.names:
                 nursery.start_soon(self._keep_looking_up, target)
-            while not self._is_over:
+            while not self.is_over:
                 now = trio.current_time()
                 self._close_idle(now)
                 for place in self.places:
@@ -410,7 +410,8 @@ class Pool:
             nursery.cancel_scope.cancel()
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether it has been replaced, and its last exchange has ended."""
         busy = self.exchanges or len(self.queue) or any(place.active for place in self.places)
         return self._retired and not busy
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from frontd.upstream.pool import Pool
 
 
@@ -38,17 +41,22 @@ def served(pool: Pool) -> int:
     return pool.departed + sum(place.served for place in (*pool.leaving, *pool.places))
 
 
-def load(pool: Pool, now: float) -> dict[str, object]:
-    """How busy this front keeps the apps of a pool; counts since this front has the pool, `oldest` in s.
+def load(pools: Sequence[Pool], now: float) -> dict[str, Any]:
+    """How busy this front keeps the apps of a pool; counts since this front has the pool, `oldest` in s.  The pool is
+    the last one; before it come those that it has replaced and that are not over.
 
     A place has its row while it is among the places, and then until the last exchange on it is over.
     """
-    queue = pool.queue
-    places = {
-        str(place.address): {"active": place.active, "served": place.served, "moved": place.moved}
-        for place in (*pool.leaving, *pool.places)
-    }
+    places: dict[str, dict[str, int]] = {}
+    for pool in pools:
+        for place in (*pool.leaving, *pool.places):
+            row = places.setdefault(str(place.address), {"active": 0, "served": 0, "moved": 0})
+            row["active"] += place.active
+            row["served"] += place.served
+            row["moved"] += place.moved
+    queue = pools[-1].queue
     return {
-        "queue": len(queue), "oldest": round(queue.longest(now), 3), "arrived": queue.arrived,
-        "refused": queue.refused, "places": places,
+        "queue": sum(len(pool.queue) for pool in pools),
+        "oldest": round(max(pool.queue.longest(now) for pool in pools), 3),
+        "arrived": queue.arrived, "refused": queue.refused, "places": places,
     }  # fmt: skip
