@@ -127,6 +127,8 @@ def read_all(config: Config) -> None:
     for pool in config.pools.values():
         if pool.tls.ca is not None:
             read_authorities(pool.tls.ca, "ca")
+        if pool.workers is not None and pool.workers.splash is not None:
+            file_bytes(pool.workers.splash, "splash")
     for token in (config.identity, *(site.identity for site in config.sites.values())):
         if token is not None:
             file_bytes(token.jwt_key, "jwt_key")

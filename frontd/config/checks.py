@@ -12,7 +12,14 @@ from pathlib import Path
 
 from frontd.config import places
 from frontd.config.build import Draft, is_target
-from frontd.config.certificates import CertificateFacts, Unusable, read_authorities, read_certificate, read_revocations
+from frontd.config.certificates import (
+    CertificateFacts,
+    Unusable,
+    file_bytes,
+    read_authorities,
+    read_certificate,
+    read_revocations,
+)
 from frontd.config.fill import Room, complain, warn
 from frontd.config.marks import MapNode, Node, find
 from frontd.config.model import Listen, Site, tls_host_name
@@ -240,6 +247,8 @@ def _other_files(room: Room, draft: Draft) -> None:
     for pool in draft.pools.values():
         if pool.tls.ca is not None:
             _try_file(room, find(draft.root, "pools", pool.name, "tls"), "ca", pool.tls.ca, read_authorities)
+        if pool.workers is not None and pool.workers.splash is not None:
+            _try_file(room, find(draft.root, "pools", pool.name, "workers"), "splash", pool.workers.splash, file_bytes)
     tokens = [(draft.identity, find(draft.root, "identity"))]
     tokens += [
         (site.identity, find(draft.root, "sites", site.name, "identity"))

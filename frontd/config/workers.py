@@ -186,6 +186,11 @@ class Workers(Part):
         description="Paths that a new worker must answer below 500 before it gets requests (IIS "
         "applicationInitialization); left out: `OPTIONS *`, answered by anything.",
     )
+    splash: File | None = Field(
+        default=None,
+        description="HTML page that browsers get with 503 while no worker is ready, in place of waiting (IIS: "
+        "`remapManagedRequestsTo`); whoever does not ask for HTML waits.",
+    )
     recycle: Recycle = Field(default_factory=Recycle, description="When workers are replaced.")
     ping: Ping | None = Field(default=None, description="Ask workers whether they live; left out: no (IIS: on).")
     rapid_fail: RapidFail = Field(default_factory=RapidFail, description="When to stop trying.")

@@ -443,7 +443,8 @@ class FrontdError(Exception):
     `reason` decides status and wording; `status` overrides the reason's status; `detail` goes to the log only; `hint`
     is shown to the client; `retry_after` is in seconds (``Retry-After``, RFC 9110 10.2.3); `substatus` is IIS's second
     number; `fields` are added to the answer.  `verbosity` is how much the client is told: ``reason``, ``status``
-    without the word, or ``reset`` (HTTP.sys's HTTP_503_RESPONSE_VERBOSITY: Full, Limited, Basic).
+    without the word, or ``reset`` (HTTP.sys's HTTP_503_RESPONSE_VERBOSITY: Full, Limited, Basic).  `page` is HTML that
+    stands in place of ours.
     """
 
     def __init__(
@@ -466,6 +467,7 @@ class FrontdError(Exception):
         self.substatus = substatus
         self.fields = tuple(fields)
         self.verbosity = "reason"
+        self.page = b""
 
 
 class UpstreamGone(Exception):

@@ -57,6 +57,8 @@ def error_response(error: FrontdError, fields: Headers | None, number: int) -> R
         if error.hint:
             content["hint"] = error.hint
         body = json.dumps(content).encode() + b"\n"
+    elif kind == "text/html" and error.page:
+        body = error.page
     elif kind == "text/html":
         hint = f"<p>{html.escape(error.hint)}</p>" if error.hint else ""
         page = _PAGE.format(status=code, phrase=phrase, word=reason.word, sentence=html.escape(reason.sentence),

@@ -29,7 +29,7 @@ from frontd.model.messages import NO_BODY, Exchange, Response
 from frontd.model.verdicts import Redirect
 from frontd.net.traps import task_lane
 from frontd.pipeline.admission import Answer, admitted, by_routes, handed_over, identified, routed
-from frontd.pipeline.answers import redirect_response
+from frontd.pipeline.answers import redirect_response, wanted_type
 from frontd.pipeline.fields import (
     seal,
     upstream_headers,
@@ -314,7 +314,17 @@ def may_be_cached(pool: Pool | None) -> bool:
 
 
 async def waited_for(exchange: Exchange, pool: Pool, connect_timeout: float, urgency: int, *, again: bool) -> Lease:
-    """A lease from the queue, or on a new connection.  Raises `FrontdError` like `Pool.lease`."""
+    """A lease from the queue, or on a new connection.
+
+    Raises `FrontdError` like `Pool.lease`; for a browser, where the pool has a page for it, at once while there is no
+    app.
+    """
+    if pool.settings.splash and not pool.places and not pool.off and exchange.request.method in ("GET", "HEAD"):
+        pool.ask_for_places()
+        if wanted_type(exchange.request.headers) == "text/html":
+            error = FrontdError(Reason.AppOffline, detail="no worker is ready", retry_after=1)
+            error.page = pool.settings.splash
+            raise error
     await task_lane()
     with queueing(exchange):
         return await pool.lease(connect_timeout, urgency=urgency, again=again)

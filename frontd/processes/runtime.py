@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from pluggy import PluginValidationError
 
-from frontd.config.certificates import KeyPair, Unusable, read_authorities, read_key_pair
+from frontd.config.certificates import KeyPair, Unusable, file_bytes, read_authorities, read_key_pair
 from frontd.config.model import Config, IdentityToken, Route, TlsHost
 from frontd.config.model import Pool as PoolConfig
 from frontd.config.model import Site as SiteConfig
@@ -249,9 +249,16 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         sendfile_from=config.sendfile_from,
         refuse_with=config.refuse_with,
         pass_through=frozenset(config.pass_through),
+        splash=splash_of(config),
         told=Target("workers", "", 0, contexts["unix"]) if config.workers else None,
     )
     return kept if kept is not None and kept.settings == settings else Pool(settings, slots)
+
+
+def splash_of(config: PoolConfig) -> bytes:
+    """The page for browsers while no worker is ready, if there is one.  Raises `Unusable`."""
+    path = config.workers.splash if config.workers else None
+    return file_bytes(path, "splash") if path is not None else b""
 
 
 def client_contexts(config: PoolConfig, kept: Pool | None) -> dict[str, Dialect]:

@@ -241,9 +241,9 @@ class Pool:
         if off:
             self.queue.dismiss()
         elif self._waiting:
-            self._ask_for_places()
+            self.ask_for_places()
 
-    def _ask_for_places(self) -> None:
+    def ask_for_places(self) -> None:
         """Say that requests wait for an app that nobody has started (HTTP.sys: HttpWaitForDemandStart)."""
         if not self.places and self.wanted is not None and not self._has_asked:
             self._has_asked = True
@@ -298,7 +298,7 @@ class Pool:
                 if first:
                     self.queue.check_room()
                     first = False
-                self._ask_for_places()
+                self.ask_for_places()
                 self._watch()
                 deadline = began + self.settings.queue_wait
                 lease = await self.queue.wait(rank, began, deadline, Lease.discard)

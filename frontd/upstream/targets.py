@@ -36,6 +36,7 @@ class PoolSettings:
     sendfile_from: Path | None = None  # the directory whose files an app may have sent
     refuse_with: str = "reason"  # or ``status``, ``reset``: what clients are told that the queue refuses
     pass_through: frozenset[str] = frozenset()  # schemes by which the apps log connections on: ``ntlm``, ``negotiate``
+    splash: bytes = b""  # HTML for browsers while there is no place
     told: Target | None = None  # for what control tells the addresses of (workers); it has the dialect
 
 

@@ -178,6 +178,19 @@ async def test_recycled_workers_overlap(tmp_path: Path) -> None:
         assert "event 5075" in await house.remark("event 5075")
 
 
+async def test_browsers_see_a_page_while_it_starts_and_programs_wait(tmp_path: Path) -> None:
+    (tmp_path / "splash.html").write_text("<p>In a moment.")
+    async with pool(tmp_path, f"splash: {tmp_path}/splash.html") as house:
+        line = await house.line()
+        head, body = await line.get("/", "Accept: text/html")
+        assert (head[9:12], body) == (b"503", b"<p>In a moment.")
+        assert b"\r\nRetry-After: 1\r\n" in head
+        assert await worker(house)  # who was started for the browser
+        head, body = await line.get("/", "Accept: text/html")
+        assert head[9:12] == b"200"
+        await line.close()
+
+
 async def test_an_old_worker_finishes_what_it_has(tmp_path: Path) -> None:
     async with pool(tmp_path, "recycle: {requests: 2}") as house, trio.open_nursery() as nursery:
         pid = await worker(house)
