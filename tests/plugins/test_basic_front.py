@@ -153,7 +153,7 @@ def test_numbers_and_durations_of_a_file(tmp_path: Path, users: Path) -> None:
     text = one_pool("http://127.0.0.1:1", site=OPEN.replace("users_file: users", f"users_file: users, {more}"))
     (entry,) = configuration(text, tmp_path).config.sites["main"].plugins
     assert entry.settings.model_dump() == {
-        "users_file": users, "winbind": None, "kerberos": None, "realm": "12", "allow_http": True,
+        "users_file": users, "winbind": None, "kerberos": None, "ldap": None, "realm": "12", "allow_http": True,
         "cache_ttl": 300.0, "queue": 9, "failures_per_user": None, "failures_per_address": 50, "failure_window": 90.0,
     }  # fmt: skip
     for wrong in ("queue: -1", "failures_per_user: 0", "failure_window: 0s", "realm: [a]", "allow_htpp: true"):
