@@ -37,6 +37,7 @@ Where = Path | Remote
 
 TIMEOUT = 10.0  # seconds; every answer but that of a reload is made from memory
 RELOAD_TIMEOUT = 60.0  # a reload reads files and builds TLS contexts before it answers
+UPGRADE_TIMEOUT = 240.0  # it also starts processes
 
 _ALTERNATIVES = (
     "Name another socket with --socket PATH or $FRONTD_CONTROL\n"

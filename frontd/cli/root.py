@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
         "explain": "frontd.cli.explain:explain",
         "status": "frontd.cli.live:status",
         "reload": "frontd.cli.live:reload",
+        "upgrade": "frontd.cli.upgrade:upgrade",
         "healthcheck": "frontd.cli.live:healthcheck",
         "show": "frontd.cli.root:show",
         "pool": "frontd.cli.pool:pool",

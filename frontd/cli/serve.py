@@ -22,16 +22,17 @@ def serve(config: str | None, demo: bool) -> None:
     """Serve a configuration until SIGTERM or Ctrl-C.
 
     Says 'frontd ready' on stderr when it accepts connections.  SIGHUP or 'frontd reload' reads the file again, SIGUSR1
-    reopens the logs.  FILE is the same as -c FILE.
+    reopens the logs, SIGUSR2 or 'frontd upgrade' replaces the fronts by ones with the code that is on the disk now.
+    FILE is the same as -c FILE.
     """
     # Before anything is imported: their default is to kill, and whoever reloads does not know that we only just start.
-    for number in (signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     from frontd.processes.master import Master
 
     name = find_config(config)
     # The demo's apps are in its own container if it is in one, so the warnings of containers are not for its file.
-    wanted = {"config": name, "container": False if demo else None, "version": __version__}
+    wanted = {"config": name, "container": False if demo else None}
     raise SystemExit(Master([json.dumps(wanted)], reads=name == "-").run())
 
 

@@ -202,17 +202,20 @@ class Connection:
         """Have `owner` told of bytes on `stream` and of its end, which nobody waits for.  Raises `OSError`."""
         self.service.reactor.register(stream, owner)
 
-    def end_when_idle(self) -> None:
-        """Shutting down: an idle connection ends now, a busy one after its answer.  One that has asked for nothing yet
-        has a moment: its first request may be on the way (nginx does not end such connections either)."""
+    def end_when_idle(self, patience: float = 0.0) -> None:
+        """Shutting down: an idle connection ends after `patience` (s), a busy one after its answer.  One that has asked
+        for nothing yet has a moment: its first request may be on the way (nginx does not end such connections
+        either)."""
         self.leaving = True
         if self.down is not None:
             self.down.closes = True
         elif self.over:
             return
         elif self.timeouts is None:
-            self.header_deadline = min(self.header_deadline, clock.now() + FIRST_REQUEST)
+            self.header_deadline = min(self.header_deadline, clock.now() + max(FIRST_REQUEST, patience))
             self.service.reactor.hurry(self, self.header_deadline)
+        elif patience:
+            self.service.reactor.hurry(self, clock.now() + patience)
         else:
             self.service.reactor.wake(self)
 

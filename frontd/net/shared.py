@@ -28,6 +28,12 @@ many, never one too few: an app may be asked for one exchange more at a time, wh
 away for good, and an app with a concurrency of one would be asked nothing any more.  A front that holds all permits
 and finds another one throws it away.
 
+Two sets of fronts
+------------------
+During an upgrade new fronts stand beside the old ones until these have drained, so there are rows for two sets
+(`SETS`): numbers 0 to N - 1, and N to 2N - 1.  Sums are over all rows, so limits and permits hold for both sets
+together; who is to accept next is a matter within a set (`Counter.peers`), since the other one does not accept.
+
 Invariants
 ----------
 * One writer for each value and each mark: its front, and after that front's death the master.
@@ -51,6 +57,7 @@ from weakref import WeakValueDictionary, finalize
 COUNTERS = 1024  # names of counters at once: one for each site with a limit of its own and one for each pool
 PERMITS = 256  # names of permits at once: one for each address of a pool with `concurrency`
 ENTRIES = COUNTERS + PERMITS
+SETS = 2  # of fronts at once: those that serve, and those that drain after an upgrade
 WORD = 8
 NAME = 16
 LOCK_TRIES = 100
@@ -76,7 +83,7 @@ class Counter:
         self.mine += n
 
     def peers(self) -> list[int]:
-        """What each of the other fronts that have this counter says."""
+        """What each of the other fronts of its set that have this counter says."""
         return []
 
     def others(self) -> int:
@@ -91,12 +98,13 @@ class Counter:
 class SharedCounter(Counter):
     """One front's part of a number that all fronts add up to: `mine` is in this front's slot."""
 
-    __slots__ = ("_at", "_marks", "_values", "_words")
+    __slots__ = ("_at", "_marks", "_peers", "_values", "_words")
 
-    def __init__(self, words: memoryview, at: int, values: memoryview, marks: memoryview) -> None:
+    def __init__(self, words: memoryview, at: int, values: memoryview, marks: memoryview, peers: Sequence[int]) -> None:
         super().__init__()
         self._words, self._at = words, at
         self._values, self._marks = values, marks  # of all fronts, for this name
+        self._peers = peers  # the other fronts of its set
 
     def add(self, n: int) -> None:
         """Add `n`, which may be negative."""
@@ -104,9 +112,9 @@ class SharedCounter(Counter):
         self._words[self._at] = self.mine
 
     def peers(self) -> list[int]:
-        """What each of the other fronts that have this counter says."""
-        own = self._at // (2 * ENTRIES)
-        return [value for front, value in enumerate(self._values) if self._marks[front] and front != own]
+        """What each of the other fronts of its set that have this counter says."""
+        values, marks = self._values, self._marks
+        return [values[front] for front in self._peers if marks[front]]
 
     def others(self) -> int:
         """The sum over the other fronts."""
@@ -153,7 +161,7 @@ class LocalSlots:
 
 
 class _Memory:
-    """The memfd `fd` of `fronts` fronts as words.  Raises `ValueError` when it is one of another number of fronts."""
+    """The memfd `fd` of `fronts` fronts in each set as words.  Raises `ValueError` when it is one of another number."""
 
     def __init__(self, fd: int, fronts: int) -> None:
         if os.fstat(fd).st_size != size_of(fronts):
@@ -195,12 +203,13 @@ class _Memory:
 
 
 def size_of(fronts: int) -> int:
-    """Bytes of the memory of `fronts` fronts."""
-    return ENTRIES * NAME + fronts * 2 * ENTRIES * WORD
+    """Bytes of the memory of `fronts` fronts in each set."""
+    return ENTRIES * NAME + SETS * fronts * 2 * ENTRIES * WORD
 
 
 class Slots(LocalSlots):
-    """The memory as front number `front` (0 to `fronts` - 1) sees it; `fd` and `eventfds` are those of `SharedFds`.
+    """The memory as front number `front` sees it, of `fronts` in each set: 0 to `fronts` - 1 are one set, the numbers
+    after them the other; `fd` and `eventfds` are those of `SharedFds`.
 
     `missed` counts the names for which there was no entry left, or no lock; they are kept apart (`CounterApart`).
     Raises `ValueError` when `fd` is not the memory of `fronts` fronts.
@@ -208,11 +217,13 @@ class Slots(LocalSlots):
 
     def __init__(self, fd: int, front: int, fronts: int, eventfds: Sequence[int] = ()) -> None:
         super().__init__()
-        if not 0 <= front < fronts:
-            raise ValueError(f"front {front} is none of {fronts}")
+        if not 0 <= front < SETS * fronts:
+            raise ValueError(f"front {front} is none of {SETS} sets of {fronts}")
         self.front = front
         self.fronts = fronts
         self.missed = 0
+        first = front - front % fronts
+        self._peers = tuple(other for other in range(first, first + fronts) if other != front)
         self._eventfds = tuple(eventfds)
         self._memory = _Memory(fd, fronts)
 
@@ -231,7 +242,7 @@ class Slots(LocalSlots):
     def _counter_of(self, entry: int, eventfd: int | None = None) -> SharedCounter:
         memory = self._memory
         at = memory.value_at(self.front, entry)
-        counter = SharedCounter(memory.words, at, memory.values(entry), memory.marks(entry))
+        counter = SharedCounter(memory.words, at, memory.values(entry), memory.marks(entry), self._peers)
         finalize(counter, _let_go, memory.words, at, eventfd).atexit = False
         return counter
 

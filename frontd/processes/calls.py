@@ -142,18 +142,21 @@ def may_call(caller: Caller) -> bool:
 
 
 async def serve_calls(
-    listening: socket.socket, answerer: Answerer, fault: Fault, patience: float = PATIENCE, callers: int = MAX_CALLERS
+    listening: socket.socket, answerer: Answerer, fault: Fault, patience: float = PATIENCE, callers: int = MAX_CALLERS,
+    accepting: trio.CancelScope | None = None,
 ) -> None:
     """Accept callers until cancelled, at most `callers` at a time, each with `patience` seconds to say what it wants.
 
-    `fault` is told what went wrong inside `answerer`.
+    `fault` is told what went wrong inside `answerer`.  When `accepting` is cancelled, those who were accepted are still
+    answered.
     """
     free = trio.Semaphore(callers)
     async with trio.open_nursery() as nursery:
-        while True:
-            await free.acquire()
-            sock = await _accept(listening)
-            nursery.start_soon(carry_task, _serve_caller, sock, answerer, fault, patience, free)
+        with accepting or trio.CancelScope():
+            while True:
+                await free.acquire()
+                sock = await _accept(listening)
+                nursery.start_soon(carry_task, _serve_caller, sock, answerer, fault, patience, free)
 
 
 async def _accept(listening: socket.socket) -> socket.socket:

@@ -11,6 +11,7 @@ Invariants
 * Nobody waits for a reader: a channel that is full raises `BlockingIOError`, and the caller decides what that means.
 * A file that arrives is closed by exec and belongs to whoever received the message.  A message whose files did not
   all fit into the receiver's table of files arrives without any, and says so: ``truncated``.
+* Only processes of one protocol (`PROTOCOL`) work together: the code on the disk may be newer than the master.
 * Only processes that the master has started hold an end of a channel.  It has no name, and nobody else can open it.
 """
 
@@ -24,10 +25,18 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+# What master, control and fronts say to each other, the form of a world (`frontd.processes.handover`) and that of the
+# shared memory (`frontd.net.shared`): whoever changes one of them adds 1.  Processes of two protocols are never mixed.
+PROTOCOL = 1
 LARGEST = 32768  # bytes of a message; many of them fit into the default buffer of a socket (208 KiB)
 MOST_FILES = 250  # of one message; the kernel's SCM_MAX_FD is 253
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def other_code(ours: int, theirs: int) -> str:
+    """Why a process with the code that is on the disk cannot work for the master that runs."""
+    return f"the code on the disk speaks protocol {ours}, the master that runs {theirs}: restart frontd"
 
 
 class Message(NamedTuple):

@@ -54,7 +54,7 @@ def be_child(parent: int, name: str) -> None:
     """To be called first in a child of the master `parent`: end with it, and leave its signals to it."""
     import ctypes  # the master does without it
 
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above

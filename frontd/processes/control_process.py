@@ -4,7 +4,8 @@ How it works
 ------------
 The master's first message says how things stand.  Where nothing stands yet, control reads the configuration, has the
 sockets bound and the world committed, waits until every front serves, and says so on stderr.  Where it takes the place
-of one that has died, it takes the committed world from the master, not from the file, and asks the fronts.
+of one that has died, it takes the committed world from the master, not from the file, and asks the fronts.  After an
+upgrade (`frontd.processes.upgrade`) it makes room for the next control, whose code is that of the new fronts.
 
 Invariants
 ----------
@@ -25,27 +26,31 @@ from typing import Any
 
 import trio
 
+from frontd import __version__
 from frontd.config.load import Loaded, load
 from frontd.config.model import Config
 from frontd.config.problems import ConfigProblems, Problem
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.admin import ADMIN_CALLERS, ADMIN_PATIENCE, Admin
-from frontd.processes.calls import serve_calls
-from frontd.processes.channel import Message, next_message
+from frontd.processes.calls import MAX_CALLERS, PATIENCE, Answerer, serve_calls
+from frontd.processes.channel import PROTOCOL, Message, next_message, other_code
 from frontd.processes.children import be_child, raise_file_limit
 from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control
 from frontd.processes.cores import usable_cores
-from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, Line, quiet
+from frontd.processes.family import ANSWER_TIME, NUMBERS, Family, quiet
 from frontd.processes.handover import Handover, import_all, pack, read_whole, tried_tickets, unpack
+from frontd.processes.line import Line
 from frontd.processes.master import ADMIN, CONTROL, HEALTH
 from frontd.processes.pooldesk import PoolDesk
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.servicestate import Attached
 from frontd.processes.supervisor import Supervisor
+from frontd.processes.upgrade import Outcome, upgrade
 from frontd.processes.watch import watch_files
 
 FAILED, CONFIGURATION = 1, 3  # exit codes, as of `frontd.cli.common`
+LAST_CALLS = 2.0  # s for callers that are being answered when control ends after an upgrade
 
 
 class Stop(Exception):
@@ -88,11 +93,11 @@ def show(problems: list[Problem]) -> None:
 class Seat:
     """The control process: `config` is the file's name (``-``: standard input), `container` as `load` has it."""
 
-    def __init__(self, sock: socket.socket, master: int, *, config: str, container: bool | None, version: str) -> None:
+    def __init__(self, sock: socket.socket, master: int, *, config: str, container: bool | None) -> None:
         self.master = master
         self.name = config
         self.container = container
-        self.version = version
+        self.protocol = 0  # the master's
         self.discovery = Discovery()
         self.family: Family | None = None
         self.supervisor: Supervisor | None = None
@@ -111,7 +116,9 @@ class Seat:
         hello = await next_message(self.line.sock)
         if hello is None:
             return
-        said = hello.data
+        said, self.protocol = hello.data, hello.data["protocol"]
+        if self.protocol != PROTOCOL:
+            raise Stop(other_code(PROTOCOL, self.protocol), FAILED)
         handover, warnings = self._begin() if not said["generation"] else self._resume(hello)
         log = LogWriter(quiet(handover.config), handover.config.log.error)
         try:
@@ -130,7 +137,8 @@ class Seat:
                     family.adopt(said["generation"], hello.files[0])
                     family.count = said["fronts"]
                     family.state = "draining" if said["ending"] else "serving" if said["started"] else "starting"
-                    family.remark("control has been started again")
+                    what = f"started with the code of frontd {__version__}" if said["upgraded"] else "started again"
+                    family.remark(f"control has been {what}")
                     self.line.tell({"do": "keep"})  # not what was bound for a reload that nobody finishes
                     self.doors = await self._bind_doors(handover.config)
                     with trio.move_on_after(ANSWER_TIME):
@@ -207,19 +215,17 @@ class Seat:
 
     def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
         """Answer on the control socket and the listeners beside it, and watch the files of plugins."""
-        control = Control(family, self.version, None if self.name == "-" else self.read, self.master)
+        control = Control(family, __version__, None if self.name == "-" else self.read, self.master, self.upgrade)
         assert self.supervisor is not None
         control.endpoints |= PoolDesk(self.supervisor.crews, self.supervisor.events, family.remark).endpoints
         self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
-        calls, *listeners = self.sockets
-        fault, settings = family.log_fault, family.config.control
-        nursery.start_soon(serve_calls, calls, control.answer, fault)
+        settings = family.config.control
+        desks: list[tuple[Answerer, float, int]] = [(control.answer, PATIENCE, MAX_CALLERS)]
         if family.config.health is not None:
-            health = listeners.pop(0)
-            nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
+            desks.append((control.health, HEALTH_PATIENCE, HEALTH_CALLERS))
         if settings.token_file is not None:
-            admin = Admin(control, settings.token_file)
-            nursery.start_soon(serve_calls, listeners.pop(0), admin.answer, fault, ADMIN_PATIENCE, ADMIN_CALLERS)
+            desks.append((Admin(control, settings.token_file).answer, ADMIN_PATIENCE, ADMIN_CALLERS))
+        nursery.start_soon(self._answer_calls, family, desks, nursery)
         control.views.processes = self._processes
         nursery.start_soon(control.views.run)
         nursery.start_soon(watch_files, self.discovery, family.remark)
@@ -228,6 +234,28 @@ class Seat:
         """The workers, for the service state."""
         crews = self.supervisor.crews if self.supervisor is not None else {}
         return {name: Attached([one.pid for one in crew.workers], bool(crew.off)) for name, crew in crews.items()}
+
+    async def _answer_calls(
+        self, family: Family, desks: list[tuple[Answerer, float, int]], whole: trio.Nursery
+    ) -> None:
+        """Answer callers at each door until new fronts have been put in place; who has been heard is still answered,
+        and then control ends."""
+        scopes = [trio.CancelScope() for _ in desks]
+        async with trio.open_nursery() as nursery:
+            for sock, desk, scope in zip(self.sockets, desks, scopes, strict=True):
+                answer, patience, callers = desk
+                nursery.start_soon(serve_calls, sock, answer, family.log_fault, patience, callers, scope)
+            await family.upgraded.wait()
+            for scope in scopes:
+                scope.cancel()
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_CALLS
+        self.line.tell({"do": "retire"})
+        whole.cancel_scope.cancel()
+
+    async def upgrade(self) -> Outcome:
+        """Put fronts with the code that is on the disk in the place of those that serve."""
+        assert self.family is not None
+        return await upgrade(self.family, {"config": self.name, "container": self.container}, self.protocol)
 
     # ------------------------------------------------------------------ the master
 
@@ -243,7 +271,7 @@ class Seat:
         match data["do"]:
             case "front" if message.files:
                 sock = socket.socket(fileno=message.files.pop())
-                family.welcome(data["index"], data["pid"], data["since"], sock)
+                family.welcome(data["index"], data["pid"], data["since"], data["role"], sock)
             case "gone":
                 family.farewell(data["index"], data["pid"], data["how"])
             case "worker" | "worker gone":
@@ -251,10 +279,13 @@ class Seat:
                 self.supervisor.heard(message)
             case "reload":
                 nursery.start_soon(self._reload_by_signal, family)
+            case "upgrade":
+                nursery.start_soon(self.upgrade)
             case "reopen":
                 family.log.reopen()
             case "drain":
                 family.state = "draining"
+                family.tell_news()
             case "end":
                 nursery.cancel_scope.cancel()
         message.close()

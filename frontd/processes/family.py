@@ -24,7 +24,6 @@ Invariants
 * The committed world is what wins: a front that serves another one (it was being started while it was committed) is
   brought up to date by itself, and replaced if it cannot follow.
 * Nobody waits for a front for ever, and a front that ends answers every question that was put to it: with `Gone`.
-* Answers to a control that has died are dropped by the next one: its numbers begin elsewhere.
 """
 
 from __future__ import annotations
@@ -47,8 +46,10 @@ from frontd.config.model import Config
 from frontd.lanes.listener import identity_of
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
-from frontd.processes.channel import Message, next_message, send
+from frontd.processes.channel import Message
+from frontd.processes.fronts import COMING, LEAVING, SERVING
 from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
+from frontd.processes.line import Gone, Line
 from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, differences
 from frontd.processes.status import Facts, mute
@@ -61,74 +62,16 @@ MASTER_TIME = 20.0
 NUMBERS = 1_000_000  # questions of one control
 
 
-class Gone(Exception):
-    """The other side of a channel has ended before it answered."""
-
-
-class Line:
-    """A channel to ask questions on; `hear` is given what is no answer."""
-
-    def __init__(self, sock: socket, first: int, hear: Callable[[Message], None]) -> None:
-        self.sock = sock
-        self.is_over = False
-        self._number = first
-        self._hear = hear
-        self._open: dict[int, tuple[trio.Event, list[Message]]] = {}
-
-    async def run(self) -> None:
-        """Read until the other side ends."""
-        try:
-            while (message := await next_message(self.sock)) is not None:
-                number = message.data.get("id")
-                if number is None:
-                    self._hear(message)
-                elif number in self._open:
-                    done, found = self._open.pop(number)
-                    found.append(message)
-                    done.set()
-                else:
-                    message.close()  # for a control that has died, or that did not want to wait so long
-        finally:
-            self.is_over = True
-            for done, _ in self._open.values():
-                done.set()
-            self.sock.close()
-
-    def tell(self, data: dict[str, Any], files: Sequence[int] = ()) -> None:
-        """Say something that is not answered; to nobody, if the other side has ended."""
-        if not self.is_over:
-            with suppress(OSError):  # ended, or it has not listened for very long: whoever waits for it notices
-                send(self.sock, data, files)
-
-    async def ask(self, data: dict[str, Any], files: Sequence[int] = (), *, within: float) -> Message:
-        """The answer.  Raises `Gone`, and `trio.TooSlowError` after `within` seconds."""
-        self._number += 1
-        number = self._number
-        done, found = self._open[number] = trio.Event(), []
-        try:
-            if self.is_over:
-                raise Gone
-            try:
-                send(self.sock, {**data, "id": number}, files)
-            except OSError:
-                raise Gone from None
-            with trio.fail_after(within):
-                await done.wait()
-        finally:
-            self._open.pop(number, None)
-        if not found:
-            raise Gone
-        return found[0]
-
-
 @dataclass(eq=False, slots=True)
 class Member:
-    """A front as control knows it; `generation` is what it serves, 0 while it is being started."""
+    """A front as control knows it; `generation` is what it serves, 0 while it is being started, and `role` what the
+    master's book has (`frontd.processes.fronts`)."""
 
     index: int
     pid: int
     since: float
     line: Line
+    role: str = SERVING
     generation: int = 0
     changed: trio.Event = field(default_factory=trio.Event)
 
@@ -170,8 +113,11 @@ class Family:
         self.refusal: tuple[str, int] | None = None  # why a front could not start at all, and its exit code
         self.news = trio.Event()  # replaced whenever a front comes, goes or changes
         self.watchers: list[Watcher] = []
+        self.refused = ""  # why a front that is coming with an upgrade cannot serve
+        self.is_upgrading = False
+        self.upgraded = trio.Event()  # new fronts serve, and another control is to come
         self._world: int | None = None  # the file of the committed world
-        self._reloading = trio.Lock()
+        self.reloading = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
     # ------------------------------------------------------------------ what there is
@@ -184,7 +130,15 @@ class Family:
     @property
     def is_ready(self) -> bool:
         """Whether at least one front accepts requests."""
-        return self.state == "serving" and any(member.generation for member in self.members.values())
+        return self.state == "serving" and bool(self.serving())
+
+    def of(self, role: str) -> list[Member]:
+        """The fronts of one role."""
+        return [member for member in self.members.values() if member.role == role]
+
+    def serving(self) -> list[Member]:
+        """The fronts that are there to serve, and do."""
+        return [member for member in self.of(SERVING) if member.generation]
 
     def remark(self, text: str) -> None:
         """Write a line into the error log."""
@@ -251,12 +205,12 @@ class Family:
             task_status.started()
             await trio.sleep_forever()
 
-    def welcome(self, index: int, pid: int, since: float, sock: socket) -> None:
+    def welcome(self, index: int, pid: int, since: float, role: str, sock: socket) -> None:
         """The master has started a front."""
         assert self._nursery is not None
         sock.setblocking(False)
         line = Line(sock, self.first, partial(self._heard, index))
-        member = self.members[index] = Member(index, pid, since, line)
+        member = self.members[index] = Member(index, pid, since, line, role)
         self._nursery.start_soon(self._accompany, member)
 
     def farewell(self, index: int, pid: int, how: str) -> None:
@@ -264,9 +218,23 @@ class Family:
         member = self.members.get(index)
         if member is not None and member.pid == pid:
             del self.members[index]
-            self._tell_news()
-        if self.state != "draining":
+            self.tell_news()
+        role = member.role if member is not None else SERVING
+        if self.state == "draining":
+            return
+        if role == SERVING:
             self.remark(f"front {index} (pid {pid}) has ended ({how}); it is started again")
+        elif role == LEAVING:
+            self.remark(f"front {index} (pid {pid}), which was draining after an upgrade, has ended ({how})")
+        elif member is not None and self._nursery is not None:
+            self._nursery.start_soon(self._lost, member, how)
+
+    async def _lost(self, member: Member, how: str) -> None:
+        """A front has ended that was coming with an upgrade; it may have said why."""
+        with trio.move_on_after(ANSWER_TIME):
+            await member.line.ended.wait()
+        self.refused = self.refused or f"front {member.index} (pid {member.pid}) ended while it started ({how})"
+        self.tell_news()
 
     async def _accompany(self, member: Member) -> None:
         async with trio.open_nursery() as nursery:
@@ -279,11 +247,13 @@ class Family:
         try:
             said = (await member.line.ask({"do": "state"}, within=float("inf"))).data
             member.generation = said["generation"]
-            self._tell_news()
+            self.tell_news()
             for watcher in self.watchers:
                 watcher.ready(member)
                 watcher.wanted(said["wanted"])
-            async with self._reloading:
+            if member.role != SERVING:  # of an upgrade: it has another world than the committed one
+                return
+            async with self.reloading:
                 has_it = said["prepared"] == self.generation
                 if not has_it:  # also when it is still at it, for a control that has died
                     await self._drop(member)
@@ -311,19 +281,24 @@ class Family:
                 watcher.wanted(message.data["wanted"])
             return
         text = str(message.data.get("refused"))
-        if self.state == "starting":
+        member = self.members.get(index)
+        if member is not None and member.role == COMING:
+            self.refused = self.refused or text
+            self.tell_news()
+        elif self.state == "starting":
             self.refusal = text, int(message.data.get("code", 1))
-            self._tell_news()
+            self.tell_news()
         else:
             self.remark(f"front {index} cannot start: {text}")
 
-    def _tell_news(self) -> None:
+    def tell_news(self) -> None:
+        """Wake those who wait for `news`."""
         self.news.set()
         self.news = trio.Event()
 
     async def until_all_serve(self) -> None:
         """Wait until every front serves, or one has said that it cannot."""
-        while self.refusal is None and sum(bool(one.generation) for one in self.members.values()) < self.count:
+        while self.refusal is None and len(self.serving()) < self.count:
             await self.news.wait()
 
     # ------------------------------------------------------------------ the master
@@ -374,7 +349,7 @@ class Family:
             found.update(files)
             return loaded
 
-        async with self._reloading:
+        async with self.reloading:
             replace = partial(self._replace, found)
             report = await attempt(whole, replace, self.log_fault, self._stale_files)
             self.last_reload = report
@@ -387,6 +362,8 @@ class Family:
     async def _replace(self, files: dict[Path, bytes], loaded: Loaded) -> list[str]:
         if self.state == "draining":
             raise BuildProblem("frontd is shutting down")
+        if self.upgraded.is_set():
+            raise BuildProblem("frontd has just been upgraded: ask again")
         old = self.config
         check_fixed(old, loaded.config)
         for watcher in self.watchers:
@@ -413,9 +390,9 @@ class Family:
     async def _ready_members(self) -> list[Member]:
         """The fronts that serve; those that are just being started are waited for.  Raises `BuildProblem`."""
         with trio.move_on_after(START_WAIT):
-            while sum(bool(one.generation) for one in self.members.values()) < self.count:
+            while len(self.serving()) < self.count:
                 await self.news.wait()
-        found = [member for member in self.members.values() if member.generation]
+        found = self.serving()
         if not found:
             raise BuildProblem("no front is there to try it")
         return found

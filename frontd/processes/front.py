@@ -71,6 +71,7 @@ class Front:
         self.last_reload: ReloadReport | None = None
         self.state = "starting"  # starting | serving | draining
         self.plugins: Runner | None = None
+        self.waits = False  # with its listeners, until it is told to `accept`
         self.settled: Callable[[], None] = lambda: None  # told after each reload: what stands now is there to stay
         self.stale_files: Callable[[], Sequence[Path]] | None = None  # of plugins: other than what was loaded
         self.wanted: Callable[[list[str]], None] | None = None  # told of pools that need an app to be started
@@ -91,15 +92,16 @@ class Front:
     @classmethod
     def on(
         cls, loaded: Loaded, listeners: list[Listener], *, generation: int = 1, files: Files | None = None,
-        shared: Shared | None = None, index: int | None = None,
+        shared: Shared | None = None, index: int | None = None, leads: bool = True,
     ) -> Front:  # fmt: skip
         """A front on listeners that are bound, in the order of the configuration.
 
         With `files`, certificates and keys are those and nothing is read.  `shared` is what there is in common with
-        other fronts, `index` its number among them.  Raises `BuildProblem`.
+        other fronts, `index` its number among them; `leads`: of several, the one that writes the first line of a log.
+        Raises `BuildProblem`.
         """
         config = loaded.config
-        log = LogWriter(config.log.access, config.log.error, leads=not index)
+        log = LogWriter(config.log.access, config.log.error, leads=leads)
         try:
             world = build_from(files, config, generation, None, log.remark, shared)
         except BaseException:
@@ -149,10 +151,8 @@ class Front:
                 await nursery.start(self.service.reactor.run)
                 for pool in self.service.world.pools.values():
                     self._begin(pool)
-                for listener in self.listeners:
-                    nursery.start_soon(listener.run, self.service, nursery)
-                self.state = "serving"
-                self.service.log.remark(f"{self._label}serving: {', '.join(self.addresses())}")
+                if not self.waits:
+                    self.accept()
                 task_status.started()
                 await trio.sleep_forever()
             raise RuntimeError("the front has ended by itself")  # a cancellation of nobody's: better dead than deaf
@@ -161,6 +161,16 @@ class Front:
             for listener in self.listeners:
                 listener.close()
             self.service.reactor.close()
+
+    def accept(self) -> None:
+        """Serve whoever comes from now on; once."""
+        if self.state != "starting":
+            return
+        assert self._nursery is not None
+        for listener in self.listeners:
+            self._nursery.start_soon(listener.run, self.service, self._nursery)
+        self.state = "serving"
+        self.service.log.remark(f"{self._label}serving: {', '.join(self.addresses())}")
 
     async def _start_plugins(self, world: World) -> None:
         assert self.plugins is not None
@@ -306,8 +316,12 @@ class Front:
 
     # ------------------------------------------------------------------ drain
 
-    async def drain(self) -> None:
-        """Stop accepting and wait for what is running, for at most ``timeouts.drain``."""
+    async def drain(self, patience: float = 0.0) -> None:
+        """Stop accepting and wait for what is running, for at most ``timeouts.drain``.
+
+        Idle connections end after `patience` (s), so that requests that are on the way are answered, with
+        ``Connection: close``.
+        """
         self.state = "draining"
         service = self.service
         service.draining = True
@@ -316,7 +330,7 @@ class Front:
         service.log.remark(f"{self._label}draining: {len(service.connections)} connections")
         for connection in list(service.connections):
             if isinstance(connection, Connection):
-                connection.end_when_idle()
+                connection.end_when_idle(patience)
         with trio.move_on_after(service.world.timeouts.drain):
             while service.connections:
                 await service.emptied.wait()

@@ -15,7 +15,8 @@ It builds the world, accepts, and then does what control asks for, one message a
 | ``load`` | says how busy it keeps them |
 | a view | tells what only it can know (`frontd.processes.frontviews`) |
 | ``reopen`` | opens its log files anew |
-| ``drain`` | accepts no more, finishes what runs, and ends |
+| ``accept`` | accepts, where it was started to wait for this (`frontd.processes.fronts`) |
+| ``drain`` patience | accepts no more, finishes what runs, and ends; idle connections have that patience (s) |
 
 By itself it says ``wanted`` and which pools: requests wait there, and no app has been started.
 
@@ -46,7 +47,7 @@ from frontd.lanes.listener import Listener, identity_of
 from frontd.net.shared import Slots
 from frontd.net.tickets import VERDICT, FamilySecret
 from frontd.pipeline.world import Shared
-from frontd.processes.channel import Message, next_message, send
+from frontd.processes.channel import PROTOCOL, Message, next_message, other_code, send
 from frontd.processes.children import REFUSED, be_child, raise_file_limit
 from frontd.processes.collector import freeze
 from frontd.processes.front import Front, Prepared
@@ -105,6 +106,8 @@ async def _serve(sock: socket.socket) -> int:
 def _open(start: Message) -> Front:
     """The front that the master has asked for."""
     data, (world, *sockets) = start.data, start.files
+    if data["protocol"] != PROTOCOL:
+        raise BuildProblem(other_code(PROTOCOL, data["protocol"]))
     handover = unpack(world)
     os.close(world)
     listeners = adopted(handover.config, sockets, [])
@@ -114,10 +117,12 @@ def _open(start: Message) -> Front:
     slots = Slots(memory, data["index"], data["fronts"], eventfds)
     shared = Shared(slots, FamilySecret(bytes.fromhex(data["secret"])))
     know_tickets(handover)
-    return Front.on(
+    front = Front.on(
         handover.loaded, listeners, generation=data["generation"], files=handover.files, shared=shared,
-        index=data["index"],
+        index=data["index"], leads=data["index"] % data["fronts"] == 0,
     )  # fmt: skip
+    front.waits = data["waits"]
+    return front
 
 
 def _refuse(sock: socket.socket, error: Exception) -> int:
@@ -203,8 +208,10 @@ class Desk:
                 self._jobs.send_nowait(partial(self._drop_and_say, data))
             case "reopen":
                 front.service.log.reopen()
+            case "accept":
+                front.accept()
             case "drain":
-                self._nursery.start_soon(self.drain)
+                self._nursery.start_soon(self.drain, data.get("patience", 0.0))
         message.close()
 
     async def build(self) -> None:
@@ -263,10 +270,10 @@ class Desk:
             self.front.log_fault(f"view {data['do']}", error)
         self._say(data, **told)
 
-    async def drain(self) -> None:
+    async def drain(self, patience: float = 0.0) -> None:
         """Drain, then end this process.  Once: a service manager may have asked each process of the family."""
         if not self.front.draining:
-            await self.front.drain()
+            await self.front.drain(patience)
             self._nursery.cancel_scope.cancel()
 
     def _want(self, pools: list[str]) -> None:

@@ -18,13 +18,18 @@ It does what control asks for over a channel (`frontd.processes.channel`):
 | ``spawn`` order | starts a worker (`frontd.processes.workers`) | its pid and its output, or why not |
 | ``signal`` key, number | sends a worker a signal | |
 | ``note`` key, note; ``memo`` | keeps what control wants the next one to know | |
+| ``beside`` generation, world | starts a set of new fronts for it beside the old ones | why not, if it cannot |
+| ``promote`` | commits that world; the new fronts accept, the old ones drain (`frontd.processes.fronts`) | |
+| ``abandon`` | ends the new fronts | |
+| ``retire`` | when control has ended, starts the next one at once | |
 
 and tells control what it cannot know: ``hello`` (everything that stands, to a control that has just started), ``front``
-and ``gone``, ``worker`` and ``worker gone`` (processes that come and go), ``reload``, ``reopen``, ``drain`` and ``end``
-(signals).  Each front has a channel to control; the master keeps a copy of control's end and hands it to the next
-control.
+and ``gone``, ``worker`` and ``worker gone`` (processes that come and go), ``reload``, ``upgrade``, ``reopen``,
+``drain`` and ``end`` (signals).  Each front has a channel to control; the master keeps a copy of control's end and
+hands it to the next control.
 
-SIGHUP reload · SIGUSR1 reopen logs · SIGTERM, SIGINT drain and exit 0 · a second one, or one before it serves: at once
+SIGHUP reload · SIGUSR1 reopen logs · SIGUSR2 upgrade · SIGTERM, SIGINT drain and exit 0 · a second one, or one before
+it serves: at once
 
 Invariants
 ----------
@@ -46,7 +51,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -55,44 +59,17 @@ from pathlib import Path
 from typing import Any
 
 from frontd.net.binding import bind_control, bind_tcp
-from frontd.net.shared import SharedFds
 from frontd.processes import channel, children
+from frontd.processes.fronts import COMING, GRACE, LEAVING, SERVING, Child, Fronts, World
 from frontd.processes.workers import Workers
 
-PAUSE = 0.05  # s before a dead process is replaced, doubling
-PAUSE_MOST = 5.0
-LIVED = 10.0  # s after which a process counts as one that works
 TRIES = 3  # deaths of fronts before frontd has started
-GRACE = 10.0  # s beyond `timeouts.drain` for a front to end
 FAREWELL = 2.0  # s for control to end
 MOST_SOCKETS = channel.MOST_FILES - 10
 
+SIGNALS = signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT
 CONTROL, HEALTH, ADMIN = "@control", "@health", "@admin"  # keys of the sockets that are not for requests
 HERE = "frontd.processes"
-
-
-@dataclass(slots=True)
-class Child:
-    """Control (`index` -1) or a front: its process, if there is one, and when the next is due (monotonic)."""
-
-    index: int
-    process: subprocess.Popen[bytes] | None = None
-    since: float = 0.0  # s since the epoch
-    born: float = 0.0  # monotonic
-    pause: float = PAUSE
-    due: float | None = 0.0
-    line: socket.socket | None = None  # the channel: for control the master's own end, for a front control's
-
-
-@dataclass(slots=True)
-class World:
-    """What was committed: the generation, the file that holds it, and the keys of the sockets it listens on."""
-
-    generation: int
-    file: int
-    keys: list[str]
-    drain: float
-    farewell: float  # s for workers to end
 
 
 @dataclass(slots=True)
@@ -104,15 +81,15 @@ class Master:
     started_at: float = field(default_factory=time.time)
     secret: str = field(default_factory=lambda: os.urandom(32).hex())
     control: Child = field(default_factory=lambda: Child(-1))
-    fronts: list[Child] = field(default_factory=list)
+    fronts: Fronts = field(default_factory=Fronts)
     workers: Workers = field(default_factory=Workers)
     memo: dict[str, Any] = field(default_factory=dict)  # control's, for the control after it
     held: dict[str, socket.socket] = field(default_factory=dict)
     path: Path | None = None  # of the control socket
     world: World | None = None
-    shared: SharedFds | None = None  # counters and permits of all fronts
     started: bool = False
     ending: bool = False
+    retires: bool = False  # control ends of itself, for the next one
     deadline: float | None = None  # of the end (monotonic)
     epoch: int = 0  # counts controls
     deaths: int = 0  # of fronts before `started`
@@ -124,7 +101,7 @@ class Master:
         signals, wakeup = socket.socketpair()
         for sock in (signals, wakeup):
             sock.setblocking(False)
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         self.poll.register(signals, select.POLLIN)
@@ -147,6 +124,7 @@ class Master:
     def _patience(self) -> float | None:
         """Milliseconds until something is due; None: nothing is."""
         times = [child.due for child in (self.control, *self.fronts) if child.due is not None]
+        times += [child.until for child in self.fronts if child.until is not None]
         times += [self.deadline] if self.deadline is not None else []
         return max(0.0, (min(times) - time.monotonic()) * 1000 + 1) if times else None
 
@@ -156,6 +134,8 @@ class Master:
         for number in numbers:
             if number == signal.SIGHUP:
                 self._tell({"do": "reload"})
+            elif number == signal.SIGUSR2:
+                self._tell({"do": "upgrade"})
             elif number == signal.SIGUSR1:
                 self._tell({"do": "reopen"})
                 self._tell_fronts({"do": "reopen"})
@@ -171,6 +151,7 @@ class Master:
         self.deadline = time.monotonic() + self.world.drain + GRACE
         for key in self.world.keys:
             self.held.pop(key).close()
+        self.fronts.abandon()
         self._tell({"do": "drain"})
         self._tell_fronts({"do": "drain"})
         for child in self.fronts:
@@ -198,12 +179,15 @@ class Master:
         if self.deadline is not None and now >= self.deadline:
             self.code = 0 if self.ending else 1
         for child in (self.control, *self.fronts):
+            if child.until is not None and child.until <= now:
+                child.until = None
+                child.kill()
             if child.due is not None and child.due <= now and self.code is None:
                 child.due = None
                 try:
                     self._start(child)
                 except OSError as error:  # out of processes, memory or files
-                    self._later(child, now)
+                    child.later(now)
                     complain(f"a process cannot be started: {error.strerror or error}")
 
     def _start(self, child: Child) -> None:
@@ -224,35 +208,34 @@ class Master:
             self.poll.register(ours, select.POLLIN)
             self._greet()
             return
-        assert self.world is not None
-        start = {"do": "serve", "index": child.index, "fronts": len(self.fronts), "secret": self.secret}
-        start |= {"generation": self.world.generation, "shared": inherited}
-        channel.send(ours, start, [self.world.file, *(self.held[key].fileno() for key in self.world.keys)])
-        self._tell(facts(child), [ours.fileno()])
+        is_coming = child.role == COMING
+        world = self.fronts.next if is_coming else self.world
+        assert world is not None
+        start = {"do": "serve", "index": child.index, "fronts": self.fronts.count, "secret": self.secret}
+        start |= {"generation": world.generation, "shared": inherited, "waits": is_coming}
+        start["protocol"] = channel.PROTOCOL
+        channel.send(ours, start, [world.file, *(self.held[key].fileno() for key in world.keys)])
+        self._tell(child.facts, [ours.fileno()])
 
     def _inherited(self) -> list[int]:
         """What every front has from its first moment; more than fits into a message."""
-        return [] if self.shared is None else [self.shared.fd, *self.shared.eventfds]
+        shared = self.fronts.shared
+        return [] if shared is None else [shared.fd, *shared.eventfds]
 
     def _greet(self) -> None:
         """Tell a new control how things stand."""
         self.epoch += 1
         hello: dict[str, Any] = {"do": "hello", "epoch": self.epoch, "started_at": self.started_at}
-        hello |= {"started": self.started, "ending": self.ending, "fronts": len(self.fronts), "memo": self.memo}
-        hello["workers"] = list(self.workers.running)
+        hello |= {"started": self.started, "ending": self.ending, "fronts": self.fronts.count, "memo": self.memo}
+        hello |= {"protocol": channel.PROTOCOL, "upgraded": self.retires, "workers": list(self.workers.running)}
+        self.retires = False
         hello["generation"] = 0 if self.world is None else self.world.generation
         self._tell(hello, [] if self.world is None else [self.world.file])
         for child in self.fronts:
-            if child.line is not None:
-                self._tell(facts(child), [child.line.fileno()])
+            if child.line is not None and child.role != COMING:
+                self._tell(child.facts, [child.line.fileno()])
         for data, files in self.workers.facts():
             self._tell(data, files)
-
-    def _later(self, child: Child, now: float) -> None:
-        """Start `child` again, soon the first time, later when it keeps dying."""
-        if now - child.born >= LIVED:
-            child.pause = PAUSE
-        child.due, child.pause = now + child.pause, min(child.pause * 2, PAUSE_MOST)
 
     def _reap(self) -> None:
         while True:
@@ -288,19 +271,24 @@ class Master:
         if child is self.control and not self.started:
             self.code = code if code > 0 else 1
         elif child is self.control and not self.ending:
+            self.fronts.abandon()  # an upgrade that nobody can finish
+            if self.retires:
+                child.due = time.monotonic()
+                return
             complain(f"the control process {pid} ended ({how(code)}); it is started again")
-            self._later(child, time.monotonic())
+            child.later(time.monotonic())
         elif child is self.control:
             self._end_if_alone()
         else:
-            if self.shared is not None:
-                self.shared.reclaim(child.index)
+            self.fronts.ended(child)
             self._tell({"do": "gone", "index": child.index, "pid": pid, "how": how(code)})
             self._front_ended(child, code)
 
     def _front_ended(self, child: Child, code: int) -> None:
         if self.ending:
             self._end_if_drained()
+            return
+        if child.role != SERVING:
             return
         if not self.started and code == children.REFUSED:
             self.deadline = time.monotonic() + GRACE  # until then control has ended the start, with the reason
@@ -310,7 +298,7 @@ class Master:
             complain(f"cannot serve: fronts end before they are ready ({how(code)})")
             self.code = 1
             return
-        self._later(child, time.monotonic())
+        child.later(time.monotonic())
 
     def _end_all(self) -> None:
         """Whatever still runs ends now."""
@@ -326,8 +314,7 @@ class Master:
             sock.close()
         if self.world is not None:
             os.close(self.world.file)
-        if self.shared is not None:
-            self.shared.close()
+        self.fronts.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -345,11 +332,16 @@ class Master:
         except OSError:  # it has ended, which the next look at children shows
             pass
 
-    def _tell_fronts(self, data: dict[str, Any]) -> None:
+    def _tell_fronts(self, data: dict[str, Any], role: str | None = None) -> None:
         for child in self.fronts:
-            if child.line is not None:
-                with contextlib.suppress(OSError):
+            if child.line is not None and role in (None, child.role):
+                try:
                     channel.send(child.line, data)
+                except BlockingIOError:
+                    if role == SERVING:  # who does not hear that it is to serve is replaced
+                        child.kill()
+                except OSError:
+                    pass
 
     def _hear(self) -> None:
         """Do everything that control asks for now."""
@@ -375,15 +367,9 @@ class Master:
             case "listen":
                 return self._listen(data["sockets"])
             case "commit":
-                before, self.world = (
-                    self.world,
-                    World(data["generation"], message.files.pop(), data["keys"], data["drain"], data["farewell"]),
-                )
-                if before is not None:
-                    os.close(before.file)
-                else:
-                    self.shared = SharedFds(data["fronts"])
-                    self.fronts = [Child(index) for index in range(data["fronts"])]
+                if self.world is None:
+                    self.fronts.begin(data["fronts"])
+                self._commit(world_of(message))
             case "keep":
                 assert self.world is not None
                 for key in self.held.keys() - {*self.world.keys, CONTROL, HEALTH, ADMIN}:
@@ -401,8 +387,35 @@ class Master:
             case "replace":
                 for child in self.fronts:
                     if child.process is not None and child.process.pid == data["pid"]:
-                        child.process.send_signal(signal.SIGKILL)
+                        child.kill()
+            case "beside":
+                world = world_of(message)
+                error = "frontd is shutting down" if self.ending else self.fronts.beside(world)
+                if error:
+                    os.close(world.file)
+                    return {"error": error}, []
+            case "promote":
+                return self._promote(data["patience"]), []
+            case "abandon":
+                self.fronts.abandon()
+            case "retire":
+                self.retires = True
         return {}, []
+
+    def _commit(self, world: World) -> None:
+        """From now on fronts are started with `world`."""
+        before, self.world = self.world, world
+        if before is not None:
+            os.close(before.file)
+
+    def _promote(self, patience: float) -> dict[str, Any]:
+        """The fronts that were coming serve; the others drain, and have `patience` with idle connections."""
+        if self.fronts.next is None or self.world is None:
+            return {"error": "frontd is shutting down"}
+        self._commit(self.fronts.promote(self.world.drain, time.monotonic()))
+        self._tell_fronts({"do": "accept"}, SERVING)
+        self._tell_fronts({"do": "drain", "patience": patience}, LEAVING)
+        return {}
 
     def _listen(self, wanted: list[list[Any]]) -> tuple[dict[str, Any], list[int]]:
         """Bind ``[key, name, address or path, port]`` where it is not bound yet: all of them, or none of the new."""
@@ -427,10 +440,10 @@ class Master:
         return {}, [self.held[key].fileno() for key, *_ in wanted]
 
 
-def facts(child: Child) -> dict[str, Any]:
-    """What control is told of a front that runs."""
-    assert child.process is not None
-    return {"do": "front", "index": child.index, "pid": child.process.pid, "since": child.since}
+def world_of(message: channel.Message) -> World:
+    """The world that a message brings."""
+    data = message.data
+    return World(data["generation"], message.files.pop(), data["keys"], data["drain"], data["farewell"])
 
 
 def how(code: int) -> str:

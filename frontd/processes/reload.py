@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -70,8 +71,21 @@ async def attempt(
         fault("reload", error)
     if stale_files is not None:
         stale = await trio.to_thread.run_sync(stale_files, abandon_on_cancel=True)
-        report.warnings += [f"plugin file {one} has changed on disk: restart to load it" for one in stale]
+        report.warnings += [f"plugin file {one} has changed on disk: 'frontd upgrade' loads it" for one in stale]
     return report
+
+
+def fixed_of(config: Config) -> dict[str, Any]:
+    """What only a restart changes, as JSON has it."""
+    return config.model_dump(mode="json", include=set(FIXED))
+
+
+def changed_fixed(old: object, new: object) -> str:
+    """The first noun of `fixed_of` that differs between two versions of the code; empty: none.  A setting that only one
+    of them knows is no difference."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return "" if old == new else "it"
+    return next((key for key in old if key in new and changed_fixed(old[key], new[key])), "")
 
 
 def check_fixed(old: Config, new: Config) -> None:

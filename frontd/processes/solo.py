@@ -46,7 +46,7 @@ def run_front(
     It takes the signals of the process over for good: the process is meant to end with it, and a signal that comes
     while it cleans up must not take the exit code, the last log lines or the socket file with it.
     """
-    ignore_signals(signal.SIGHUP, signal.SIGUSR1)  # whose default is to kill; nothing serves yet
+    ignore_signals(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # whose default is to kill; nothing serves yet
     raise_file_limit()
     front = Front.open(loaded)
     with ExitStack() as left:  # undone in reverse, however this ends
@@ -89,7 +89,7 @@ async def _main(
                 nursery.start_soon(serve_calls, health, control.health, fault, HEALTH_PATIENCE, HEALTH_CALLERS)
             if discovery is not None:
                 front.stale_files = lambda: [path for path, _ in discovery.changed()]
-                nursery.start_soon(watch_files, discovery, log.remark)
+                nursery.start_soon(watch_files, discovery, log.remark, "restart frontd to load it")
             front.settled = freeze
             freeze()
             if ready is not None:

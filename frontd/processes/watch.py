@@ -36,15 +36,17 @@ IDLE = 1.0  # s instead of `BEAT` where there are no plugins
 LOOK = 2.0  # s between two looks at files; a plugin author's save is told before they have switched windows
 
 
-async def watch_files(discovery: Discovery, remark: Callable[[str], None]) -> None:
-    """Remark once for each change of a loaded file: code is loaded at the start only."""
+async def watch_files(
+    discovery: Discovery, remark: Callable[[str], None], advice: str = "'frontd upgrade' loads it"
+) -> None:
+    """Remark once for each change of a loaded file: a process loads code once."""
     told: dict[Path, bytes] = {}
     while True:
         # in a thread: a file may have become something that blocks, or lie on a drive that does not answer
         for path, digest in await trio.to_thread.run_sync(discovery.changed, abandon_on_cancel=True):
             if told.get(path) != digest:
                 told[path] = digest
-                remark(f"plugin file {path} has changed on disk: restart frontd to load it")
+                remark(f"plugin file {path} has changed on disk: {advice}")
         await trio.sleep(LOOK)
 
 

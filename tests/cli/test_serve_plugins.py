@@ -77,10 +77,10 @@ def test_a_file_that_has_changed_is_told(tmp_path: Path) -> None:
         file = tmp_path / "plugins" / "it.py"
         file.write_text(file.read_text() + "# changed\n")
         told = next(line for line in lines if "changed" in line)
-        assert f"{file} has changed on disk: restart frontd to load it" in told
+        assert f"{file} has changed on disk: 'frontd upgrade' loads it" in told
         socket_path = ["--socket", str(tmp_path / "control.sock")]
         said = CliRunner().invoke(cli, ["reload", *socket_path])
-        assert f"plugin file {file} has changed on disk: restart to load it" in said.output
+        assert f"plugin file {file} has changed on disk: 'frontd upgrade' loads it" in said.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

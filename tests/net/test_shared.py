@@ -152,8 +152,23 @@ def test_whoever_comes_and_goes_the_sum_is_right(steps: list[tuple[int, str, int
 def test_every_front_must_know_how_many_they_are(fds: SharedFds) -> None:
     with pytest.raises(ValueError, match="not one of 2 fronts"):
         Slots(fds.fd, 0, 2)
-    with pytest.raises(ValueError, match="front 3 is none of 3"):
-        Slots(fds.fd, 3, 3)
+    with pytest.raises(ValueError, match="front 6 is none of 2 sets of 3"):
+        Slots(fds.fd, 6, 3)
+
+
+def test_two_sets_are_one_sum_and_no_peers(fds: SharedFds) -> None:
+    """The other set drains, or has not begun: who accepts next is none of its business, limits are."""
+    old, new, beside = (front(fds, index).counter("connections") for index in (0, 3, 5))
+    old.add(4)
+    new.add(2)
+    beside.add(1)
+    assert (old.peers(), new.peers(), beside.peers()) == ([], [1], [2])
+    assert (old.total(), new.total(), new.others()) == (7, 7, 5)
+    mine = permits(front(fds, 1), "app", 1)
+    theirs = permits(front(fds, 4), "app", 1)
+    assert (mine.take(), theirs.take(), theirs.total()) == (True, False, 1)
+    fds.reclaim(1)
+    assert theirs.take()
 
 
 def test_nobody_can_cut_the_memory(fds: SharedFds) -> None:

@@ -121,4 +121,4 @@ async def test_a_changed_file_is_told_once(
             finally:
                 path.unlink()  # other tools read the files of modules as well
         nursery.cancel_scope.cancel()
-    assert said == [f"plugin file {path} has changed on disk: restart frontd to load it"] * 3
+    assert said == [f"plugin file {path} has changed on disk: 'frontd upgrade' loads it"] * 3

@@ -1,0 +1,81 @@
+"""A channel on which questions are asked: each carries a number, and its answer the same one.
+
+Invariants
+----------
+* Nobody waits for the other side for ever: what it does not answer in time is given up, and when it ends, every open
+  question is answered by `Gone`.
+* Answers to a control that has died are dropped by the next one: its numbers begin elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from socket import socket
+from typing import Any
+
+import trio
+
+from frontd.processes.channel import Message, next_message, send
+
+
+class Gone(Exception):
+    """The other side of a channel has ended before it answered."""
+
+
+class Line:
+    """A channel to ask questions on; `hear` is given what is no answer."""
+
+    def __init__(self, sock: socket, first: int, hear: Callable[[Message], None]) -> None:
+        self.sock = sock
+        self.is_over = False
+        self.ended = trio.Event()
+        self._number = first
+        self._hear = hear
+        self._open: dict[int, tuple[trio.Event, list[Message]]] = {}
+
+    async def run(self) -> None:
+        """Read until the other side ends."""
+        try:
+            while (message := await next_message(self.sock)) is not None:
+                number = message.data.get("id")
+                if number is None:
+                    self._hear(message)
+                elif number in self._open:
+                    done, found = self._open.pop(number)
+                    found.append(message)
+                    done.set()
+                else:
+                    message.close()  # for a control that has died, or that did not want to wait so long
+        finally:
+            self.is_over = True
+            for done, _ in self._open.values():
+                done.set()
+            self.sock.close()
+            self.ended.set()
+
+    def tell(self, data: dict[str, Any], files: Sequence[int] = ()) -> None:
+        """Say something that is not answered; to nobody, if the other side has ended."""
+        if not self.is_over:
+            with suppress(OSError):  # ended, or it has not listened for very long: whoever waits for it notices
+                send(self.sock, data, files)
+
+    async def ask(self, data: dict[str, Any], files: Sequence[int] = (), *, within: float) -> Message:
+        """The answer.  Raises `Gone`, and `trio.TooSlowError` after `within` seconds."""
+        self._number += 1
+        number = self._number
+        done, found = self._open[number] = trio.Event(), []
+        try:
+            if self.is_over:
+                raise Gone
+            try:
+                send(self.sock, {**data, "id": number}, files)
+            except OSError:
+                raise Gone from None
+            with trio.fail_after(within):
+                await done.wait()
+        finally:
+            self._open.pop(number, None)
+        if not found:
+            raise Gone
+        return found[0]

@@ -1,0 +1,79 @@
+"""The configuration, read by the code that is on the disk now, in a process of its own that ends with it.
+
+How it works
+------------
+Control has code of its own and that of plugins loaded already, and Python does not load a module twice.  So for an
+upgrade control starts this: it reads the configuration and every file that it names, imports the plugins, packs all of
+it as the fronts will get it (`frontd.processes.handover`), says what control needs to know of it in plain words, and
+ends.  Control never looks into the world itself: another version of frontd may have made it.
+
+Invariants
+----------
+* It changes nothing and binds nothing; whatever is wrong with the configuration or a plugin ends here, as text.
+* It ends with control, and control ends it when it takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from frontd.config.load import Loaded, load
+from frontd.config.problems import ConfigProblems
+from frontd.pipeline.discovery import Discovery
+from frontd.processes.channel import PROTOCOL, send
+from frontd.processes.children import be_child
+from frontd.processes.family import key_of
+from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
+from frontd.processes.reload import fixed_of
+from frontd.processes.runtime import BuildProblem
+
+
+def main() -> None:
+    """Read; the command line names the channel, control, and what `frontd serve` was asked for."""
+    number, parent = (int(word) for word in sys.argv[1:3])
+    be_child(parent, "frontd-reading")
+    wanted = json.loads(sys.argv[3])
+    with socket.socket(fileno=number) as sock:
+        sock.set_inheritable(False)
+        try:
+            said, files = read(wanted["config"], wanted["container"])
+        except ConfigProblems as error:
+            said, files = {"errors": [str(one) for one in error.problems if one.severity == "error"]}, []
+        except (BuildProblem, OSError) as error:
+            said, files = {"errors": [str(error)]}, []
+        except Exception as error:  # a fault of ours, or of a plugin's settings; control has to be told something
+            traceback.print_exc()
+            said, files = {"errors": [f"{type(error).__name__}: {error}"]}, []
+        send(sock, {**said, "protocol": PROTOCOL}, files)
+
+
+def read(name: str, container: bool | None) -> tuple[dict[str, Any], list[int]]:
+    """What there is to say of the configuration, and the file that holds its world.
+
+    Raises `ConfigProblems`, `BuildProblem` and `OSError`.
+    """
+    discovery = Discovery()
+
+    def whole() -> Loaded:
+        return load(Path(name), discover=discovery.catalogue, container=container)
+
+    loaded, files = read_whole(whole)
+    config = loaded.config
+    world = pack(Handover(config, loaded.name, files, discovery.sources(), time.time(), tried_tickets(config)))
+    said = {
+        "warnings": [str(one) for one in loaded.warnings],
+        "listen": [[key_of(one), one.name, one.address, one.port] for one in config.listen.values()],
+        "drain": config.timeouts.drain,
+        "fixed": fixed_of(config),
+    }
+    return said, [world]
+
+
+if __name__ == "__main__":
+    main()
