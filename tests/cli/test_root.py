@@ -13,8 +13,8 @@ from frontd import __version__
 from frontd.cli.root import cli
 
 HEAVY = ("pydantic", "trio", "cryptography", "yaml", "h11", "ssl", "http.client")
-VERBS = ["demo", "proxy", "serve", "check", "explain", "status", "reload", "healthcheck", "show", "show config"]
-VERBS += ["show servicestate", "show requests", "top", "plugins", "plugin", "plugin new", "passwd"]
+VERBS = ["demo", "proxy", "serve", "check", "explain", "status", "reload", "upgrade", "healthcheck", "show"]
+VERBS += ["show config", "show servicestate", "show requests", "top", "plugins", "plugin", "plugin new", "passwd"]
 
 IMPORTS = """
 import json, sys
