@@ -324,8 +324,7 @@ class Family:
         config = handover.config
         data = {"do": "commit", "generation": generation, "fronts": self.count, "drain": config.timeouts.drain}
         data["keys"] = [key_of(one) for one in config.listen.values()]
-        limits = [pool.workers.stop_limit for pool in config.pools.values() if pool.workers is not None]
-        data["farewell"] = max(limits, default=0.0)
+        data["farewell"] = farewell_of(config)
         await self.master.ask(data, [world], within=MASTER_TIME)
         self.adopt(generation, world)
         self.loaded, self.loaded_at = handover.loaded, handover.read_at
@@ -464,6 +463,11 @@ def closing_files(files: list[int]) -> Iterator[list[int]]:
 def key_of(settings: Any) -> str:
     """What makes two listeners one, as text (see `identity_of`)."""
     return repr(identity_of(settings))
+
+
+def farewell_of(config: Config) -> float:
+    """For how long the workers of a configuration may take to end (s)."""
+    return max((pool.workers.stop_limit for pool in config.pools.values() if pool.workers is not None), default=0.0)
 
 
 def quiet(config: Config) -> Any:

@@ -28,10 +28,11 @@ from frontd.config.problems import ConfigProblems
 from frontd.pipeline.discovery import Discovery
 from frontd.processes.channel import PROTOCOL, send
 from frontd.processes.children import be_child
-from frontd.processes.family import key_of
+from frontd.processes.family import farewell_of, key_of
 from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
 from frontd.processes.reload import fixed_of
 from frontd.processes.runtime import BuildProblem
+from frontd.processes.supervisor import check
 
 
 def main() -> None:
@@ -65,11 +66,15 @@ def read(name: str, container: bool | None) -> tuple[dict[str, Any], list[int]]:
 
     loaded, files = read_whole(whole)
     config = loaded.config
+    for pool in config.pools.values():
+        if pool.workers is not None:
+            check(pool.name, pool.workers)
     world = pack(Handover(config, loaded.name, files, discovery.sources(), time.time(), tried_tickets(config)))
     said = {
         "warnings": [str(one) for one in loaded.warnings],
         "listen": [[key_of(one), one.name, one.address, one.port] for one in config.listen.values()],
         "drain": config.timeouts.drain,
+        "farewell": farewell_of(config),
         "fixed": fixed_of(config),
     }
     return said, [world]

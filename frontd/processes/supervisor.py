@@ -38,7 +38,8 @@ from frontd.config.workers import Workers
 from frontd.processes.channel import Message
 from frontd.processes.crew import CannotStart, Crew
 from frontd.processes.events import Events
-from frontd.processes.family import Family, Gone, Member
+from frontd.processes.family import Family, Member
+from frontd.processes.line import Gone
 from frontd.processes.master import how
 from frontd.processes.presets import NoServer, command_of
 from frontd.processes.runtime import BuildProblem

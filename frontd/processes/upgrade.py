@@ -180,7 +180,7 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 async def _start(family: Family, said: Outcome, world: int, generation: int) -> None:
     """Have the new fronts started, and wait until all of them could serve.  Raises `BuildProblem`."""
     family.refused = ""
-    data = {"do": "beside", "generation": generation, "drain": said["drain"]}
+    data = {"do": "beside", "generation": generation, "drain": said["drain"], "farewell": said["farewell"]}
     data["keys"] = [key for key, *_ in said["listen"]]
     answer = await family.master.ask(data, [world], within=MASTER_TIME)
     if "error" in answer.data:

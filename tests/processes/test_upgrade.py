@@ -44,6 +44,12 @@ class It(frontd.Plugin):
 """
 
 
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
 class Plugs:
     """The folder of a plugin whose file changes; `hold` keeps new fronts from being ready."""
 
@@ -177,8 +183,7 @@ async def test_what_runs_on_an_old_front_runs_to_its_end(tmp_path: Path) -> None
             slow, tunnel = await house.line(), await house.line()
             await slow.send(b"GET /slow HTTP/1.1\r\nHost: a.test\r\n\r\n")
             assert (await slow.read_until(b"lo"))[-2:] == b"lo"
-            await tunnel.send(b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                              b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")  # fmt: skip
+            await tunnel.send(HANDSHAKE)
             assert (await tunnel.head()).startswith(b"HTTP/1.1 101 ")
             before = await house.fronts()
             done = await house.control("POST /upgrade")
