@@ -37,12 +37,10 @@ from frontd.config.workers import Workers
 from frontd.processes.events import Events
 from frontd.processes.probe import RETRY, NoAnswer, answer_or_gone, until_ready
 from frontd.processes.usage import usage_of
-from frontd.processes.worker import Worker, computing, is_due, judge
+from frontd.processes.worker import Worker, computing, is_due, judge, program_of
 
 PAUSE_FIRST, PAUSE_LAST = 0.1, 5.0  # s before a worker that failed is started again, doubling
 MEASURE = 5.0  # s between two looks at memory and computing
-# What a running worker has to be replaced for when it changes.
-PROGRAM = ("app", "command", "environment", "clear_environment", "directory", "rlimits", "cpus", "user")
 
 
 class CannotStart(Exception):
@@ -172,6 +170,8 @@ class Crew:
         del self.inherited[slot]
         if answers:
             self._take_in(worker)
+            if worker.program != program_of(self.settings):  # of a configuration before the one that serves now
+                worker.ask(5080, "its configuration has changed")
             return worker
         self._changed_now()
         return None
@@ -434,7 +434,7 @@ class Crew:
     def change(self, settings: Workers) -> None:
         """The configuration has changed."""
         old, self.settings = self.settings, settings
-        if any(getattr(old, name) != getattr(settings, name) for name in PROGRAM):
+        if program_of(old) != program_of(settings):
             self.recycle(5080, "its configuration has changed")
         self.failures = deque(self.failures, maxlen=settings.rapid_fail.failures)
         self.awake = self.awake or settings.start == "always"

@@ -39,17 +39,19 @@ from frontd.processes.channel import Message
 from frontd.processes.crew import CannotStart, Crew
 from frontd.processes.events import Events
 from frontd.processes.family import Family, Member
+from frontd.processes.fronts import LEAVING
 from frontd.processes.line import Gone
 from frontd.processes.master import how
 from frontd.processes.presets import NoServer, command_of
 from frontd.processes.runtime import BuildProblem
-from frontd.processes.worker import Worker
+from frontd.processes.worker import Worker, program_of
 from frontd.upstream.client import Address
 from frontd.upstream.targets import address_of
 
 LOOK = 1.0  # s between two looks at how busy workers are
 LOOK_LEAVING = 0.1  # the same while a worker finishes what it has
 SPAWN_TIME = 20.0  # s for the master to start a process
+STOP_LIMIT = 90.0  # s for workers of a pool that is gone: IIS's, since nobody knows any more what was configured
 LONGEST_LINE = 4096  # bytes of a line that a worker writes
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
@@ -79,6 +81,8 @@ class Supervisor:
             task_status.started()
             await self._is_told.wait()
             self._fit(self.family.config)
+            for worker, _ in self._before.values():
+                nursery.start_soon(self._dismiss, worker)
             self.wanted([*self._wanted])
             for member in self.family.members.values():
                 if member.generation:
@@ -135,6 +139,16 @@ class Supervisor:
             else:
                 worker.state, worker.is_asked = "leaving", True
                 self.signal(worker, signal.SIGTERM)
+
+    async def _dismiss(self, worker: Worker) -> None:
+        """End a worker of the control before whose pool is no longer configured; fronts that drain may still ask it."""
+        with trio.move_on_after(STOP_LIMIT):
+            while self.family.of(LEAVING):
+                await self.family.news.wait()
+            self.signal(worker, signal.SIGTERM)
+            await worker.gone.wait()
+        if not worker.gone.is_set():
+            self.signal(worker, signal.SIGKILL)
 
     # ------------------------------------------------------------------ the fronts
 
@@ -194,19 +208,20 @@ class Supervisor:
         port = free_port() if any("{port}" in word for word in command) else 0
         address = Address("127.0.0.1", port) if port else Address(str(path), 0)
         command = tuple(word.replace("{socket}", str(path)).replace("{port}", str(port)) for word in command)
-        order = {
+        order: dict[str, Any] = {
             "key": key, "command": command, "environment": environment_of(settings), "user": settings.user,
             "path": None if port else str(path), "bind": bind, "rlimits": settings.rlimits, "cpus": settings.cpus,
             "directory": str(settings.directory) if settings.directory else None,
-            "note": {"pool": crew.name, "slot": slot, "address": str(address), "state": "starting"},
         }  # fmt: skip
+        program = program_of(settings)
+        order["note"] = note_of(crew.name, slot, address, "starting", program)
         try:
             said = await self.family.master.ask({"do": "spawn", "order": order}, within=SPAWN_TIME)
         except (Gone, trio.TooSlowError):
             raise CannotStart("the master does not answer") from None
         if "error" in said.data:
             raise CannotStart(said.data["error"])
-        worker = Worker(key, slot, address, said.data["pid"], said.data["since"], trio.current_time())
+        worker = Worker(key, slot, address, said.data["pid"], said.data["since"], trio.current_time(), program=program)
         self._read_from(worker, said)
         return worker
 
@@ -221,7 +236,7 @@ class Supervisor:
     def note(self, worker: Worker) -> None:
         """Have the master know the state of a worker."""
         pool = worker.key.rpartition(".")[0]
-        note = {"pool": pool, "slot": worker.slot, "address": str(worker.address), "state": worker.state}
+        note = note_of(pool, worker.slot, worker.address, worker.state, worker.program)
         self.family.master.tell({"do": "note", "key": worker.key, "note": note})
 
     def remember(self) -> None:
@@ -236,7 +251,7 @@ class Supervisor:
             note = data["note"]
             began = trio.current_time() - (time.time() - data["since"])
             worker = Worker(data["key"], note["slot"], address_of(note["address"]), data["pid"], data["since"], began)
-            worker.state = note["state"]
+            worker.state, worker.program = note["state"], note["program"]
             self._before[worker.key] = worker, worker.slot
             self._read_from(worker, message)
             self._inherited.discard(worker.key)
@@ -247,7 +262,8 @@ class Supervisor:
             self._is_told.set()
 
     def _ended(self, key: str, code: int) -> None:
-        self._before.pop(key, None)
+        if key in self._before:
+            self._before.pop(key)[0].gone.set()
         for crew in self.crews.values():
             for worker in crew.workers:
                 if worker.key == key:
@@ -290,6 +306,11 @@ async def lines_of(fd: int) -> AsyncIterator[str]:
 def shown(line: bytes) -> str:
     """A line as it may stand in a log."""
     return "".join(char if char.isprintable() else " " for char in line.decode("utf-8", "replace")).rstrip()
+
+
+def note_of(pool: str, slot: int, address: Address, state: str, program: str) -> dict[str, Any]:
+    """What the next control must know of a worker."""
+    return {"pool": pool, "slot": slot, "address": str(address), "state": state, "program": program}
 
 
 def check(name: str, workers: Workers) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import blake2b
 
 import trio
 
-from frontd.config.workers import Recycle
+from frontd.config.workers import Recycle, Workers
 from frontd.processes.usage import NOTHING, Usage
 from frontd.upstream.client import Address
+
+# What a running worker has to be replaced for when it changes.
+PROGRAM = ("app", "command", "environment", "clear_environment", "directory", "rlimits", "cpus", "user")
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +38,7 @@ class Worker:
     active: int | None = None  # exchanges on it, over all fronts; None: not every front has said
     served: int = 0
     moved: int = 0
+    program: str = ""  # which it was started as (`program_of`)
     usage: Usage = NOTHING
     computed: deque[tuple[float, float]] = field(default_factory=deque)  # (when, seconds of computing until then)
 
@@ -42,6 +47,12 @@ class Worker:
         if self.order is None:
             self.order = number, text
             self.over.set()
+
+
+def program_of(settings: Workers) -> str:
+    """A short word for what is run: another one for other settings that concern the process itself."""
+    parts = [getattr(settings, name) for name in PROGRAM]
+    return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def computing(worker: Worker, now: float, over: float) -> float:
