@@ -22,7 +22,7 @@ from frontd.config.workers import Workers
 from frontd.processes.crew import CannotStart, Crew
 from frontd.processes.events import Events
 from frontd.processes.usage import Usage, usage_of
-from frontd.processes.worker import Worker, computing, is_due
+from frontd.processes.worker import Worker, computing, is_due, program_of
 from frontd.upstream.client import Address
 
 
@@ -53,7 +53,8 @@ class Machine:
         bound.bind(str(path))
         bound.listen(16)
         sock = trio.socket.from_stdlib_socket(bound)
-        worker = Worker(f"app.{number}", slot, Address(str(path), 0), 1000 + number, 0.0, trio.current_time())
+        address, program = Address(str(path), 0), program_of(crew.settings)
+        worker = Worker(f"app.{number}", slot, address, 1000 + number, 0.0, trio.current_time(), program=program)
         self.nursery.start_soon(self._live, worker, trio.SocketListener(sock))
         return worker
 
@@ -363,6 +364,25 @@ async def test_a_worker_of_the_control_before_is_taken_over(tmp_path: Path, auto
             assert it.places == [[1001]]  # nothing was said before it was known
             it.die(1001)
             await it.until([1002])
+            nursery.cancel_scope.cancel()
+
+
+async def test_one_of_other_settings_is_taken_over_and_replaced(tmp_path: Path, autojump_clock: object) -> None:
+    """Another configuration has been committed since it was started, by an upgrade or by a control that died of it."""
+    async with machine(tmp_path) as it:
+        before = it.crew
+        assert before is not None
+        old = await it.spawn(before, 0, 1)
+        async with trio.open_nursery() as nursery:
+            settings = Workers.model_validate({"command": ["x", "{fd}"], "environment": {"COLOUR": "blue"}})
+            it.crew = crew = Crew("app", settings, it, it.events, {"awake": True, "number": 1})
+            crew.workers.append(old)
+            crew.inherited[0] = old
+            nursery.start_soon(crew.run)
+            await it.until([1002])
+            assert it.places[0] == [1001]
+            assert [] not in it.places
+            assert it.events_told() == [5080]
             nursery.cancel_scope.cancel()
 
 
