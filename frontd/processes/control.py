@@ -99,7 +99,8 @@ class Control:
             return as_json({"errors": ["this frontd is one process: restart it"]}, 422)
         outcome = await self.replace()
         self.audit("upgrade", call.caller, "refused" if "errors" in outcome else "ok")
-        return as_json(outcome, 200 if "errors" not in outcome else 422 if outcome.get("now", True) else 409)
+        status = 200 if "errors" not in outcome else 422 if outcome.pop("now", True) else 409
+        return as_json(outcome, status)
 
     def audit(self, what: str, caller: Caller, outcome: str) -> None:
         """Write down who did what, and what came of it."""

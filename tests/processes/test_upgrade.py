@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import textwrap
@@ -17,6 +18,7 @@ from frontd.cli.root import cli
 from frontd.processes.channel import PROTOCOL
 from tests.processes.house import House, Load, family, has_ended, kill, serving, settings
 from tests.processes.test_workers import workers, written
+from tests.scenarios.test_control_api import told
 from tests.wire import Line, app
 
 PLUGIN = """
@@ -139,6 +141,7 @@ async def test_two_upgrades_in_a_row_lose_no_request(tmp_path: Path) -> None:
             assert await word(house) == {2: "one", 3: "two"}[number]  # a reload does not load it
             done = await house.control("POST /upgrade")
             assert done.get("errors") is None
+            assert list(told("POST", "/upgrade", 200, "application/json", json.dumps(done).encode())) == []
             assert (done["generation"], done["plugins"]) == (2 * number - 1, [str(plugs.file)])
             assert pids(done["draining"]) == seen[-1]
             status = await house.until_status(lambda it: len(it["fronts"]) == 2)
@@ -196,6 +199,7 @@ async def test_what_runs_on_an_old_front_runs_to_its_end(tmp_path: Path) -> None
             assert [one["pid"] for one in status["fronts"] if one["state"] == "serving"] == pids(done["fronts"])
             again = await house.control("POST /upgrade")
             assert "fronts of the upgrade before still drain: front " in again["errors"][0]
+            assert list(told("POST", "/upgrade", 409, "application/json", json.dumps(again).encode())) == []
             assert (await house.control("POST /reload"))["generation"] == 3  # of the new ones alone
             async with trio.open_nursery() as nursery:
                 answers: list[tuple[int, bytes]] = []
@@ -248,11 +252,11 @@ async def test_whatever_goes_wrong_the_old_fronts_serve_on(tmp_path: Path) -> No
 
         # in the middle: a second one, and a new front that is killed
         plugs.hold.touch()
-        told: list[str] = []
+        errors: list[str] = []
 
         @nursery.start_soon
         async def upgrade() -> None:
-            told.append(await refused())
+            errors.append(await refused())
 
         await house.until(lambda: len(plugs.held()) == 2)
         states = [one["state"] for one in (await house.status())["fronts"]]
@@ -260,14 +264,14 @@ async def test_whatever_goes_wrong_the_old_fronts_serve_on(tmp_path: Path) -> No
         assert (await house.control("POST /upgrade"))["errors"] == ["an upgrade is under way"]
         victim = plugs.held()[0]
         await kill(victim)
-        await house.until(lambda: bool(told))
-        assert f"(pid {victim}) ended while it started (SIGKILL)" in told[0]
+        await house.until(lambda: bool(errors))
+        assert f"(pid {victim}) ended while it started (SIGKILL)" in errors[0]
         assert await house.fronts() == before
         assert load.failed == []
         nursery.cancel_scope.cancel()
 
 
-async def test_control_or_an_old_front_dies_in_the_middle(tmp_path: Path) -> None:
+async def test_whoever_dies_in_the_middle(tmp_path: Path) -> None:
     plugs = Plugs(tmp_path)
     async with app() as it, serving(plugs.settings(tmp_path, it.url)) as house, trio.open_nursery() as nursery:
         before = await house.fronts()
@@ -294,6 +298,17 @@ async def test_control_or_an_old_front_dies_in_the_middle(tmp_path: Path) -> Non
         await house.until_status(lambda it: len(it["fronts"]) == 2 and pids(it["fronts"]) != pids(status["fronts"]))
         assert await word(house) == "two"
 
+        plugs.hold.touch()  # and the end of everything, in the middle
+        held = plugs.held()
+        nursery.start_soon(quietly, house)
+        await house.until(lambda: len(plugs.held()) == len(held) + 2)
+        children = list(family(house.child.pid))
+        assert len(children) == 5
+        house.child.terminate()
+        assert await house.end() == 0
+        for pid in children:
+            await has_ended(pid)
+
 
 async def quietly(house: House) -> None:
     """An upgrade whose caller is not answered."""
@@ -301,20 +316,6 @@ async def quietly(house: House) -> None:
         await house.control("POST /upgrade")
     except (OSError, EOFError, trio.BrokenResourceError, TypeError, ValueError):
         return
-
-
-async def test_the_end_comes_in_the_middle(tmp_path: Path) -> None:
-    plugs = Plugs(tmp_path)
-    async with app() as it, serving(plugs.settings(tmp_path, it.url)) as house, trio.open_nursery() as nursery:
-        plugs.hold.touch()
-        nursery.start_soon(quietly, house)
-        await house.until(lambda: len(plugs.held()) == 2)
-        children = list(family(house.child.pid))
-        assert len(children) == 5
-        house.child.terminate()
-        assert await house.end() == 0
-        for pid in children:
-            await has_ended(pid)
 
 
 def frontd(house: House, *words: str) -> Any:
@@ -375,36 +376,33 @@ async def test_another_version_of_frontd(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_workers_live_on_and_are_replaced_where_their_settings_are_others(tmp_path: Path) -> None:
-    """Two pools: of one the settings change, the other is gone with the upgrade.  No request is lost meanwhile."""
-    path = written(tmp_path, "count: 1\n      start: always")
-    pool = path.read_text().partition("pools:\n")[2]
-    one = path.read_text()
-    two = one + pool.replace("app:", "old:", 1).replace("start: always", "start: always\n      stop_limit: 5s")
-    path.write_text(two.replace("routes: {/: app}", "routes: {/: app, /old/: old}"))
+    """Three pools: of one the settings change, one stays as it is, one is gone.  No request is lost meanwhile."""
+    path = written(tmp_path, "count: 1\n      start: always", fronts=1)
+    text, pool = path.read_text(), path.read_text().partition("pools:\n")[2]
+    text += pool.replace("app:", "same:", 1)
+    text = text.replace("routes: {/: app}", "routes: {/: app, /same/: same, /gone/: gone}")
+    path.write_text(text + pool.replace("app:", "gone:", 1))
     async with serving(path) as house, trio.open_nursery() as nursery:
-        first, gone = int((await house.get())[1].split()[0]), int((await house.get("/old/"))[1].split()[0])
-        answered, failed = 0, []
 
-        async def client() -> None:
-            nonlocal answered
+        async def worker(path: str) -> int:
+            return int((await house.get(path))[1].split()[0])
+
+        app, same, gone = [await worker(path) for path in ("/", "/same/", "/gone/")]
+        answers: list[int] = []
+
+        @nursery.start_soon
+        async def ask() -> None:
             while True:
-                status, body = await house.get()
-                answered += 1
-                if status != 200:
-                    failed.append(body)
+                answers.append((await house.get())[0])
                 await trio.sleep(0.02)
 
-        nursery.start_soon(client)
-        done = await house.control("POST /upgrade")
-        assert done.get("errors") is None
-        await house.until_status(lambda it: len(it["fronts"]) == 2)
-        assert int((await house.get())[1].split()[0]) == first  # nothing about it has changed
-        path.write_text(one.replace("environment: {", "environment: {COLOUR: blue, "))
+        text = text.replace(", /gone/: gone", "").replace("environment: {", "environment: {COLOUR: blue, ", 1)
+        path.write_text(text)
         assert (await house.control("POST /upgrade")).get("errors") is None
         await has_ended(gone)
-        await has_ended(first)
+        await has_ended(app)
         assert (await house.get())[1].endswith(b" blue")
-        assert len(workers(house)) == 1
-        assert failed == []
-        assert answered
+        assert await worker("/same/") == same
+        assert len(workers(house)) == 2
+        assert set(answers) == {200}
         nursery.cancel_scope.cancel()
