@@ -131,7 +131,8 @@ class Connection:
         timeouts = self.timeouts
         if timeouts is None:
             return self.header_deadline
-        return clock.now() + (0.0 if self.leaving else timeouts.idle_connection)
+        now = clock.now()
+        return max(now, self.service.idle_until) if self.leaving else now + timeouts.idle_connection
 
     def expired(self) -> Life:
         """What to do when it was idle for too long."""
@@ -202,20 +203,20 @@ class Connection:
         """Have `owner` told of bytes on `stream` and of its end, which nobody waits for.  Raises `OSError`."""
         self.service.reactor.register(stream, owner)
 
-    def end_when_idle(self, patience: float = 0.0) -> None:
-        """Shutting down: an idle connection ends after `patience` (s), a busy one after its answer.  One that has asked
-        for nothing yet has a moment: its first request may be on the way (nginx does not end such connections
-        either)."""
-        self.leaving = True
+    def end_when_idle(self) -> None:
+        """Shutting down: an idle connection ends now, or when `Service.idle_until` says; a busy one after its answer,
+        or then, should its head have promised more.  One that has asked for nothing yet has a moment: its first request
+        may be on the way (nginx does not end such connections either)."""
+        self.leaving, until = True, self.service.idle_until
         if self.down is not None:
             self.down.closes = True
         elif self.over:
             return
         elif self.timeouts is None:
-            self.header_deadline = min(self.header_deadline, clock.now() + max(FIRST_REQUEST, patience))
+            self.header_deadline = min(self.header_deadline, max(clock.now() + FIRST_REQUEST, until))
             self.service.reactor.hurry(self, self.header_deadline)
-        elif patience:
-            self.service.reactor.hurry(self, clock.now() + patience)
+        elif until > clock.now():
+            self.service.reactor.hurry(self, until)
         else:
             self.service.reactor.wake(self)
 

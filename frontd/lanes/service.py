@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import traceback
 import types
@@ -46,6 +47,7 @@ class Service:
         self.underscores = 0
         self.crowd = world.shared.slots.counter("connections")  # of all fronts
         self.draining = False
+        self.idle_until = -math.inf  # until then (trio's clock) connections that are to end may be idle
         self.emptied = trio.Event()
 
     def enter(self, connection: Hashable, listener: Hashable) -> None:

@@ -34,6 +34,7 @@ from frontd.lanes.connection import Connection
 from frontd.lanes.listener import Listener, bind, identity_of
 from frontd.lanes.service import Service
 from frontd.lanes.turn import LIVES
+from frontd.net.traps import clock
 from frontd.pipeline.logwriter import LogWriter
 from frontd.pipeline.world import Shared, World
 from frontd.processes.frontviews import VIEWS
@@ -319,18 +320,19 @@ class Front:
     async def drain(self, patience: float = 0.0) -> None:
         """Stop accepting and wait for what is running, for at most ``timeouts.drain``.
 
-        Idle connections end after `patience` (s), so that requests that are on the way are answered, with
-        ``Connection: close``.
+        Idle connections end after `patience` (s, half of that time at most), so that requests that are on the way are
+        answered, with ``Connection: close``.
         """
         self.state = "draining"
         service = self.service
         service.draining = True
+        service.idle_until = clock.now() + min(patience, service.world.timeouts.drain / 2)
         for listener in self.listeners:
             listener.close()
         service.log.remark(f"{self._label}draining: {len(service.connections)} connections")
         for connection in list(service.connections):
             if isinstance(connection, Connection):
-                connection.end_when_idle(patience)
+                connection.end_when_idle()
         with trio.move_on_after(service.world.timeouts.drain):
             while service.connections:
                 await service.emptied.wait()
