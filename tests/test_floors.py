@@ -52,8 +52,8 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
             "channel", "children", "launch", "workers", "fronts", "line", "master", "cores", "collector", "plugins",
             "runtime", "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates",
             "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage",
-            "worker", "probe", "crew", "supervisor", "pooldesk", "upgrade", "reading_process", "front_process",
-            "control_process",
+            "worker", "probe", "crew", "supervisor", "pooldesk", "upgrade", "front_process", "control_process",
+            "reading_process",
         ),
     },
     7: {

@@ -149,10 +149,19 @@ class Seat:
                 sock.close()
             log.close()
 
+    def whole(self) -> tuple[Handover, list[Problem]]:
+        """The configuration as it is now with all that fronts need for it, and its warnings.
+
+        Raises what `read` raises, and `BuildProblem`.
+        """
+        loaded, files = read_whole(self.read)
+        sources, tickets = self.discovery.sources(), tried_tickets(loaded.config)
+        return Handover(loaded.config, loaded.name, files, sources, time.time(), tickets), loaded.warnings
+
     def _begin(self) -> tuple[Handover, list[Problem]]:
         """Read the configuration for the first time."""
         try:
-            loaded, files = read_whole(self.read)
+            return self.whole()
         except ConfigProblems as error:
             show(list(error.problems))
             errors = sum(problem.severity == "error" for problem in error.problems)
@@ -160,8 +169,6 @@ class Seat:
             raise Stop(text, CONFIGURATION) from None
         except BuildProblem as error:
             raise Stop(f"{self.name} cannot be served: {error}", CONFIGURATION) from None
-        sources, tickets = self.discovery.sources(), tried_tickets(loaded.config)
-        return Handover(loaded.config, loaded.name, files, sources, time.time(), tickets), loaded.warnings
 
     def _resume(self, hello: Message) -> tuple[Handover, list[Problem]]:
         """Take the committed world over from the control that was here before."""

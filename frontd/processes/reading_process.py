@@ -3,9 +3,10 @@
 How it works
 ------------
 Control has code of its own and that of plugins loaded already, and Python does not load a module twice.  So for an
-upgrade control starts this: it reads the configuration and every file that it names, imports the plugins, packs all of
-it as the fronts will get it (`frontd.processes.handover`), says what control needs to know of it in plain words, and
-ends.  Control never looks into the world itself: another version of frontd may have made it.
+upgrade control starts this: a control that only reads.  It takes the configuration and every file that it names, and
+the plugins, packs all of it as the fronts will get it (`frontd.processes.handover`), says what the control that runs
+needs to know of it in plain words, and ends.  That control never looks into the world itself: another version of frontd
+may have made it.
 
 Invariants
 ----------
@@ -18,18 +19,15 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import time
 import traceback
-from pathlib import Path
 from typing import Any
 
-from frontd.config.load import Loaded, load
 from frontd.config.problems import ConfigProblems
-from frontd.pipeline.discovery import Discovery
 from frontd.processes.channel import PROTOCOL, send
 from frontd.processes.children import be_child
+from frontd.processes.control_process import Seat
 from frontd.processes.family import farewell_of, key_of
-from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
+from frontd.processes.handover import pack
 from frontd.processes.reload import fixed_of
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.supervisor import check
@@ -43,7 +41,7 @@ def main() -> None:
     with socket.socket(fileno=number) as sock:
         sock.set_inheritable(False)
         try:
-            said, files = read(wanted["config"], wanted["container"])
+            said, files = read(Seat(sock, parent, **wanted))
         except ConfigProblems as error:
             said, files = {"errors": [str(one) for one in error.problems if one.severity == "error"]}, []
         except (BuildProblem, OSError) as error:
@@ -54,30 +52,24 @@ def main() -> None:
         send(sock, {**said, "protocol": PROTOCOL}, files)
 
 
-def read(name: str, container: bool | None) -> tuple[dict[str, Any], list[int]]:
+def read(seat: Seat) -> tuple[dict[str, Any], list[int]]:
     """What there is to say of the configuration, and the file that holds its world.
 
     Raises `ConfigProblems`, `BuildProblem` and `OSError`.
     """
-    discovery = Discovery()
-
-    def whole() -> Loaded:
-        return load(Path(name), discover=discovery.catalogue, container=container)
-
-    loaded, files = read_whole(whole)
-    config = loaded.config
+    handover, warnings = seat.whole()
+    config = handover.config
     for pool in config.pools.values():
         if pool.workers is not None:
             check(pool.name, pool.workers)
-    world = pack(Handover(config, loaded.name, files, discovery.sources(), time.time(), tried_tickets(config)))
     said = {
-        "warnings": [str(one) for one in loaded.warnings],
+        "warnings": [str(one) for one in warnings],
         "listen": [[key_of(one), one.name, one.address, one.port] for one in config.listen.values()],
         "drain": config.timeouts.drain,
         "farewell": farewell_of(config),
         "fixed": fixed_of(config),
     }
-    return said, [world]
+    return said, [pack(handover)]
 
 
 if __name__ == "__main__":
