@@ -10,9 +10,8 @@ What there is stands in `Control.endpoints`; docs/control-api.yaml describes eac
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import yaml
 
@@ -27,22 +26,19 @@ from frontd.processes.views import Views
 # The health listener is open to strangers: silent ones must not keep an orchestrator waiting until it gives up on us.
 HEALTH_PATIENCE = 1.0  # s
 HEALTH_CALLERS = 512
-Upgrade = Callable[[], Awaitable[dict[str, Any]]]  # what came of it: see `frontd.processes.upgrade`
 
 
 class Control:
     """What the control socket answers.  `read` reads the configuration again; None: there is nothing to read.  `pid` is
-    the process that takes signals; `upgrade` replaces the fronts; None: there is one process."""
+    the process that takes signals."""
 
     def __init__(
-        self, served: Served, version: str, read: Callable[[], Loaded] | None, pid: int | None = None,
-        upgrade: Upgrade | None = None,
-    ) -> None:  # fmt: skip
+        self, served: Served, version: str, read: Callable[[], Loaded] | None, pid: int | None = None
+    ) -> None:
         self.served = served
         self.version = version
         self.read = read
         self.pid = pid or os.getpid()
-        self.replace = upgrade
         self.views = Views(served, version)
         self.endpoints: dict[tuple[str, str], Answerer] = {
             ("GET", "/livez"): self.health,
@@ -51,7 +47,6 @@ class Control:
             ("GET", "/config"): self.config,
             ("GET", "/explain"): self.explain,
             ("POST", "/reload"): self.reload,
-            ("POST", "/upgrade"): self.upgrade,
             **self.views.endpoints,
         }
 
@@ -90,17 +85,6 @@ class Control:
         """The configuration that serves, secrets hidden."""
         config = effective(self.served.loaded.config)
         return as_json({"yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True)})
-
-    async def upgrade(self, call: Call) -> Reply:
-        """Replace the fronts.  When the old ones serve on: 422 with every error, or 409 when it is not the time for an
-        upgrade."""
-        if self.replace is None:
-            self.audit("upgrade", call.caller, "refused, there is one process")
-            return as_json({"errors": ["this frontd is one process: restart it"]}, 422)
-        outcome = await self.replace()
-        self.audit("upgrade", call.caller, "refused" if "errors" in outcome else "ok")
-        status = 200 if "errors" not in outcome else 422 if outcome.pop("now", True) else 409
-        return as_json(outcome, status)
 
     def audit(self, what: str, caller: Caller, outcome: str) -> None:
         """Write down who did what, and what came of it."""

@@ -33,7 +33,7 @@ from frontd.config.problems import ConfigProblems, Problem
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.admin import ADMIN_CALLERS, ADMIN_PATIENCE, Admin
-from frontd.processes.calls import MAX_CALLERS, PATIENCE, Answerer, serve_calls
+from frontd.processes.calls import MAX_CALLERS, PATIENCE, Answerer, Call, Reply, as_json, serve_calls
 from frontd.processes.channel import PROTOCOL, Message, next_message, other_code
 from frontd.processes.children import be_child, raise_file_limit
 from frontd.processes.control import HEALTH_CALLERS, HEALTH_PATIENCE, Control
@@ -222,9 +222,10 @@ class Seat:
 
     def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
         """Answer on the control socket and the listeners beside it, and watch the files of plugins."""
-        control = Control(family, __version__, None if self.name == "-" else self.read, self.master, self.upgrade)
+        control = Control(family, __version__, None if self.name == "-" else self.read, self.master)
         assert self.supervisor is not None
         control.endpoints |= PoolDesk(self.supervisor.crews, self.supervisor.events, family.remark).endpoints
+        control.endpoints["POST", "/upgrade"] = self._upgrade_by_call
         self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
         settings = family.config.control
         desks: list[tuple[Answerer, float, int]] = [(control.answer, PATIENCE, MAX_CALLERS)]
@@ -263,6 +264,13 @@ class Seat:
         """Put fronts with the code that is on the disk in the place of those that serve."""
         assert self.family is not None
         return await upgrade(self.family, {"config": self.name, "container": self.container}, self.protocol)
+
+    async def _upgrade_by_call(self, call: Call) -> Reply:
+        """Upgrade.  When the old fronts serve on: 422 with every error, or 409 when it is not the time for one."""
+        assert self.family is not None
+        outcome = await self.upgrade()
+        self.family.remark(f"audit: upgrade by {call.caller}: {'refused' if 'errors' in outcome else 'ok'}")
+        return as_json(outcome, 200 if "errors" not in outcome else 422 if outcome.pop("now", True) else 409)
 
     # ------------------------------------------------------------------ the master
 

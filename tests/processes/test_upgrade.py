@@ -233,6 +233,8 @@ async def test_whatever_goes_wrong_the_old_fronts_serve_on(tmp_path: Path) -> No
             assert (await house.until_status(lambda it: len(it["fronts"]) == 2))["generation"] == 1
             assert await word(house) == "one"
             assert isinstance(said, str)
+            body = json.dumps({"errors": [said]}).encode()
+            assert list(told("POST", "/upgrade", 422, "application/json", body)) == []
             return said
 
         plugs.file.write_text("def broken(:\n")

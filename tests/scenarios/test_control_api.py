@@ -143,7 +143,6 @@ async def test_answers_are_as_it_says(pki: Pki, tmp_path: Path) -> None:
         await it.stage.front.drain()
         assert await faults(it, "GET", "/readyz") == (503, [])
         seen |= {("POST", "/reload", 422), ("GET", "/readyz", 503)}
-        seen |= {("POST", "/upgrade", 200), ("POST", "/upgrade", 409)}  # of a family: tests/processes/test_upgrade.py
         assert seen == {(*key, int(status)) for key, one in ALONE.items() for status in one["responses"]}
 
 
