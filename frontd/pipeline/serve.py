@@ -264,7 +264,7 @@ async def asked(
                 if not lease.ended:
                     lease.discard()
     except FrontdError as error:
-        if error.reason in OF_THE_QUEUE:
+        if error.reason in OF_THE_QUEUE and not error.page:
             error.verbosity = pool.settings.refuse_with
         if error.reason.source is not Source.UPSTREAM or not down.can_answer or not phases.forward_failed:
             raise

@@ -217,6 +217,8 @@ class Pool:
                 place.gone = True
                 place.close_idle()
                 self.leaving.append(place)
+                if (line := self._lines.get(place)) is not None:
+                    line.dismiss()
         self.departed += sum(place.served for place in self.leaving if not place.active)
         self.leaving = [place for place in self.leaving if place.active]
         for keeper in [one for one in self.keepers if one.place is not None and one.place.gone]:
@@ -343,9 +345,7 @@ class Pool:
         upstream.uses += 1
         return Lease(self, place, upstream, keeper)
 
-    async def lease_again(
-        self, place: Place, upstream: Upstream, keeper: Keeper, urgency: int = URGENCY
-    ) -> Lease:
+    async def lease_again(self, place: Place, upstream: Upstream, keeper: Keeper, urgency: int = URGENCY) -> Lease:
         """`lease_again_nowait` that waits for its turn.  Raises `FrontdError`: ``QueueFull``, ``Timer_ReqQueue``."""
         self.queue.check_room()
         line = self._lines.get(place)
@@ -359,7 +359,7 @@ class Pool:
             if not line.waiters and self._lines.get(place) is line:
                 del self._lines[place]
         if lease is None:
-            raise FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1)
+            raise FrontdError(Reason.AppOffline, detail=f"{place.name} has left") if place.gone else self._busy()
         upstream.uses += 1
         lease.upstream, lease.keeper = upstream, keeper
         return lease
@@ -375,9 +375,11 @@ class Pool:
             return FrontdError(Reason.AppOffline, detail=self.off, retry_after=5)
         self._refuse_untrusted()
         if any(place.state != "down" for place in self.places):
-            wait = self.settings.queue_wait
-            return FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {wait:g} s", retry_after=1)
+            return self._busy()
         return FrontdError(Reason.AppOffline, detail=self._errors() or "no address", retry_after=5)
+
+    def _busy(self) -> FrontdError:
+        return FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1)
 
     def _errors(self) -> str:
         places = [f"{place.address}: {place.error}" for place in self.places if place.error]

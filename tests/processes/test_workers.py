@@ -178,9 +178,11 @@ async def test_recycled_workers_overlap(tmp_path: Path) -> None:
         assert "event 5075" in await house.remark("event 5075")
 
 
-async def test_browsers_see_a_page_while_it_starts_and_programs_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refuse_with", ["reason", "reset"])
+async def test_browsers_see_a_page_while_it_starts_and_programs_wait(tmp_path: Path, refuse_with: str) -> None:
     (tmp_path / "splash.html").write_text("<p>In a moment.")
-    async with pool(tmp_path, f"splash: {tmp_path}/splash.html") as house:
+    more = f"splash: {tmp_path}/splash.html\n    refuse_with: {refuse_with}"
+    async with pool(tmp_path, more) as house:
         line = await house.line()
         head, body = await line.get("/", "Accept: text/html")
         assert (head[9:12], body) == (b"503", b"<p>In a moment.")

@@ -236,7 +236,9 @@ class Play:
 
     async def step(self, what: str, first: object, second: object) -> None:
         before = [one for one in self.requests if one.waits]
-        is_calm = all(not place.is_out for pools in self.pools for pool in pools for place in pool.places)
+        is_calm = len(self.apps) == APPS and not any(
+            place.is_out for pools in self.pools for pool in pools for place in pool.places
+        )
         getattr(self, what)(first, second)
         await settled()
         self.check()
@@ -276,15 +278,17 @@ class Play:
 async def played(where: Path, concurrency: int, steps: list[Step]) -> None:
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, trio.testing.MockClock)
-    async with trio.open_nursery() as nursery:
-        play = Play(where, concurrency, nursery, clock)
-        try:
+    play: Play | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            play = Play(where, concurrency, nursery, clock)
             await settled()
             for step in steps:
                 await play.step(*step)
             await play.to_the_end()
             nursery.cancel_scope.cancel()
-        finally:
+    finally:
+        if play is not None:
             for app in range(APPS):
                 play.down(app)
             play.fronts.close()

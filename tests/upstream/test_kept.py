@@ -10,7 +10,7 @@ import trio
 from frontd.model.errors import FrontdError, Reason
 from frontd.net.shared import Slots
 from frontd.upstream.balance import Place
-from frontd.upstream.client import Upstream
+from frontd.upstream.client import Address, Upstream
 from frontd.upstream.lease import NOBODY, Lease
 from frontd.upstream.pool import Pool
 from tests.upstream.parts import CONNECT, Names, ask, running, settings, take, target
@@ -191,4 +191,32 @@ async def test_keepers_are_told_when_their_place_or_pool_goes(autojump_clock: ob
             assert box.ends == 1
             pool.retire()
             assert box.ends == 2
+            box.close()
+
+
+async def test_who_waits_for_a_place_that_leaves_is_let_go(two: list[Slots]) -> None:
+    """Its permit may be held in another front, and nobody watches the permits of a place that is gone."""
+    async with app() as it:
+        told = target("workers", 0)
+        only = settings(told=told, concurrency=1)
+        async with running(Pool(only, two[0])) as one, running(Pool(only, two[1])) as other:
+            for pool in (one, other):
+                pool.told([Address("127.0.0.1", it.port)])
+            box, caught = Box(), list[Reason]()
+            await box.fill(other)
+            held = await take(one)
+
+            async def wait() -> None:
+                with pytest.raises(FrontdError) as late:
+                    await box.take(other)
+                caught.append(late.value.reason)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await settled()
+                other.told([])
+                await settled()
+                assert caught == [Reason.AppOffline]
+            assert one.queue.counter.total() == 0
+            held.discard()
             box.close()
