@@ -96,7 +96,12 @@ async def serve(
         elif destination is None:
             raise FrontdError(Reason.NotFound, detail="no route covers the path")
         elif destination.pool is not None:
-            await forward(exchange, down, world, site, destination, body)
+            instead = await forward(exchange, down, world, site, destination, body)
+            while isinstance(instead, Destination):  # handed over to another queue
+                destination = instead
+                instead = await forward(exchange, down, world, site, destination, body)
+            if instead is not None:
+                await give_instead(exchange, down, phases, destination, instead)
         elif destination.files is not None:
             found = requested_file(destination.files, request, destination.route)
             if isinstance(found, Redirect):
@@ -165,33 +170,14 @@ def signed(exchange: Exchange, site: Site) -> bytes:
 
 async def forward(
     exchange: Exchange, down: Downstream, world: World, site: Site, destination: Destination, body: RequestBody | None
-) -> None:
-    """Have the app answer; where it does not, a plugin may, and else the error says so.  A plugin may also move the
-    request to another queue."""
-    while True:
-        pool = destination.pool
-        assert pool is not None
-        answer = await asked(exchange, down, world, site, destination, pool, body)
-        if not isinstance(answer, Destination):
-            break
-        destination = answer
-    if isinstance(answer, NamedFile):
-        assert pool.settings.sendfile_from is not None
-        file = named_file(answer.status, answer.headers, pool.settings.sendfile_from)
-        assert file is not None
-        await send_file(exchange, down, site.phases, file, answer.headers)
-    elif answer is not None:
-        await give(exchange, down, site.phases, answer)
+) -> Instead | None:
+    """Have the app answer; where it does not, a plugin may, and else the error says so.
 
-
-async def asked(
-    exchange: Exchange, down: Downstream, world: World, site: Site, destination: Destination, pool: Pool,
-    body: RequestBody | None,
-) -> Instead | None:  # fmt: skip
-    """Lease a connection, send the request and relay the answer; once more on another connection when that is safe.
-
+    Leases a connection, sends the request and relays the answer; once more on another connection when that is safe.
     Returns what stands in place of the app's answer.  Raises `FrontdError`.
     """
+    pool = destination.pool
+    assert pool is not None
     request, phases = exchange.request, site.phases
     headers: Headers | bytes
     answer: Instead | None
@@ -276,6 +262,20 @@ async def asked(
         pool.exchange_over()
         if body is not None:
             body.release()
+
+
+async def give_instead(
+    exchange: Exchange, down: Downstream, phases: Phases, destination: Destination, instead: Response | NamedFile
+) -> None:
+    """Answer with what stands in place of the app's answer."""
+    if isinstance(instead, Response):
+        await give(exchange, down, phases, instead)
+        return
+    assert destination.pool is not None
+    assert destination.pool.settings.sendfile_from is not None
+    file = named_file(instead.status, instead.headers, destination.pool.settings.sendfile_from)
+    assert file is not None
+    await send_file(exchange, down, phases, file, instead.headers)
 
 
 async def spared(
