@@ -92,6 +92,7 @@ def queue_lines(queue: Data) -> list[str]:
     targets = [f"{plain(target['address'])} ({target['state']})" for target in queue["targets"]]
     lines = [
         f"State: {queue['state']}",
+        f"Request queue 503 verbosity level: {queue['verbosity']}",
         f"Max requests: {queue['max_requests']}",
         f"Request queue timeout (secs): {queue['timeout']:g}",
         f"Requests waiting: {queue['size']}",

@@ -80,6 +80,9 @@ def schemes_of(config: Config, site: Site) -> list[str]:
     return list(dict.fromkeys(kind.plugin.scheme for kind in kinds if kind.plugin.scheme))
 
 
+VERBOSITY = {"reset": "Basic", "status": "Limited", "reason": "Full"}  # HTTP.sys's words for ``refuse_with``
+
+
 def request_queue(pool: Data, processes: Processes) -> Data:
     """The queue of a pool, and who drains it; `pool` is as ``/status`` has it.  `processes` is None where the apps are
     no processes of frontd's."""
@@ -88,7 +91,8 @@ def request_queue(pool: Data, processes: Processes) -> Data:
         "name": pool["name"], "on_demand": pool["on_demand"],
         "state": "Inactive" if attached is not None and attached.off else "Active",
         "processes": None if attached is None else attached.pids,
-        "max_requests": pool["queue"]["limit"], "timeout": pool["queue"]["wait"], "size": pool["queue"]["length"],
+        "verbosity": VERBOSITY[pool["queue"]["refuse_with"]], "max_requests": pool["queue"]["limit"],
+        "timeout": pool["queue"]["wait"], "size": pool["queue"]["length"],
         "targets": [{"address": one["address"], "state": one["state"]} for one in pool["targets"]],
     }  # fmt: skip
 

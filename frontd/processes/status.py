@@ -95,6 +95,7 @@ def pool_facts(pool: Pool, now: float, failed: Mapping[str, int], *, on_demand: 
         "queue": {
             "length": len(pool.queue), "limit": pool.settings.queue_limit,
             "wait": pool.settings.queue_wait, "longest": round(pool.queue.longest(now), 3),
+            "refuse_with": pool.settings.refuse_with,
         },
         "pins": len(pool.keepers) if pool.settings.pass_through else None,
         "replay": {"used": pool.replay.used, "limit": pool.replay.limit, "missed": pool.replay.missed},

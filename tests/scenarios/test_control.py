@@ -137,7 +137,7 @@ async def test_status_shows_everything(pki: Pki, tmp_path: Path) -> None:
             assert said["store"] == {"used": 0, "limit": 67108864, "entries": 0}
             (pool,) = said["pools"]
             assert (pool["name"], pool["on_demand"]) == ("app", False)
-            assert pool["queue"] == {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0}
+            assert pool["queue"] == {"length": 0, "limit": 1000, "wait": 30.0, "longest": 0, "refuse_with": "reason"}
             assert [set(target) for target in pool["targets"]] == [
                 {"target", "address", "state", "active", "idle", "concurrency", "held", "error"}
             ]

@@ -57,7 +57,7 @@ sites:
     routes: {{/: app}}
 pools:
   app: {{targets: ["{{target}}"], concurrency: 3}}
-  away: {{targets: ["http://127.0.0.1:1"], queue: {{limit: 2, wait: 5s}}}}
+  away: {{targets: ["http://127.0.0.1:1"], queue: {{limit: 2, wait: 5s}}, refuse_with: status}}
 """
     async with app() as it, desk(text.replace("{target}", it.url), state) as found:
         yield found
@@ -76,13 +76,15 @@ async def test_the_session_view(pki: Pki, tmp_path: Path) -> None:
             "urls": ["https://a.test:443/", "https://a.test:443/shop/"],
         }  # fmt: skip
         assert (plain["timeouts"], plain["authentication"]) == (None, [])
-        assert [(one["name"], one["max_requests"], one["timeout"]) for one in state["request_queues"]] == [
-            ("app", 1000, 30.0), ("away", 2, 5.0),
+        queues = state["request_queues"]
+        assert [(one["name"], one["max_requests"], one["timeout"], one["verbosity"]) for one in queues] == [
+            ("app", 1000, 30.0, "Full"), ("away", 2, 5.0, "Limited"),
         ]  # fmt: skip
         text = await show(it, "servicestate")
         assert text.startswith("Snapshot of HTTP service state (Server Session View):\n----")
         assert "\n                Authentication schemes enabled: Basic\n" in text
         assert "\n            Number of registered URLs: 2\n            Registered URLs:\n" in text
+        assert text.count("Request queue 503 verbosity level: Limited") == 1
         assert text.index("URL group: shop") < text.index("Request queues:") < text.index("Request queue name: away")
         assert "\n\n\n" not in text
 
