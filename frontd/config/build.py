@@ -35,11 +35,13 @@ from frontd.config.model import (
     Timeouts,
     Tls,
     TlsHost,
+    UrlAcl,
     tls_host_name,
 )
 from frontd.config.pluginlist import plugin_list, words_in
 from frontd.config.plugins import NO_PLUGINS, Catalogue, PluginEntry
 from frontd.config.problems import Mark
+from frontd.config.reserving import reserved_status, urlacl_list
 from frontd.config.sitelimits import PER_SITE, armed, merged, refuse_global
 from frontd.config.units import Scalar, clip, text
 from frontd.model.urlprefix import UrlPrefix, canonical_prefix, path_key
@@ -66,6 +68,8 @@ class Draft:
     plugins: tuple[PluginEntry, ...] = ()
     plugins_known: bool = True
     fronts: int | None = None
+    urlacl: dict[int, UrlAcl] = field(default_factory=dict)  # by position
+    reserved_status: int = 503
     cache: Cache = field(default_factory=Cache)
     sites: dict[str, Site] = field(default_factory=dict)
     pools: dict[str, Pool] = field(default_factory=dict)
@@ -90,6 +94,8 @@ class Draft:
             plugins_dir=self.plugins_dir,
             sites=self.sites,
             pools=self.pools,
+            urlacl=tuple(self.urlacl.values()),
+            reserved_status=self.reserved_status,
             fronts=self.fronts,
             cache=self.cache,
             limits=self.limits,
@@ -127,6 +133,7 @@ def build(room: Room, root: Node | None, environ: Mapping[str, str], container: 
     if (fronts := top.values.get("fronts")) is not None and not _is_nothing(fronts):
         made = fill(room, _Fronts, MapNode(fronts.mark, path="", values={"fronts": fronts}))
         draft.fronts = made.fronts if made else None
+    draft.urlacl, draft.reserved_status = urlacl_list(room, top), reserved_status(room, top)
     if (cache := top.values.get("cache")) is not None:
         draft.cache = fill(room, Cache, cache) or draft.cache
     if (health := top.values.get("health")) is not None and not _is_nothing(health):

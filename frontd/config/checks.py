@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from frontd.config import places
+from frontd.config.aclchecks import attaching_fits
 from frontd.config.build import Draft, is_target
 from frontd.config.certificates import (
     CertificateFacts,
@@ -47,6 +48,7 @@ def check(room: Room, draft: Draft, file_path: Path | None, mounts: frozenset[st
     _other_files(room, draft)
     _directories(room, draft)
     plugins_fit(room, draft)
+    attaching_fits(room, draft)
     _logons_of_one(room, draft)
     _tls_hosts_used(room, draft, facts)
     _shadowed(room, draft)
@@ -442,7 +444,7 @@ def _pools_used(room: Room, draft: Draft) -> None:
     if room.source.failed or chosen:
         return  # what is wrong may be the route that leads here, or a plugin leads here
     for name, pool in draft.pools.items():
-        if name in draft.pool_names and name not in used:
+        if name in draft.pool_names and name not in used and pool.attach is None:
             warn(room, find(draft.root, "pools", pool.name), "no route leads to this pool")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from frontd.config import model, units, workers
+from frontd.config import model, units, urlacl, workers
 from frontd.config.fill import keys_of, shape_of
 from frontd.config.model import Part
 
@@ -45,7 +45,9 @@ _PLACES: tuple[tuple[str, type[Part], str], ...] = (
     ("`pools.NAME.workers.ping`", workers.Ping, ""),
     ("`pools.NAME.workers.rapid_fail`", workers.RapidFail, ""),
     ("`pools.NAME.workers.cpu`", workers.Cpu, ""),
+    ("`pools.NAME.attach`", urlacl.Attach, ""),
     ("`pools.NAME.tls`", model.PoolTls, ""),
+    ("`urlacl[]`", urlacl.UrlAcl, "Exactly one of `user`, `uid`, `group` and `pool`."),
     ("`cache`", model.Cache, ""),
     ("`identity`, `sites.NAME.identity`", model.IdentityToken, "A site's own stands instead of the global one."),
     ("`limits`, `sites.NAME.limits`", model.Limits, "A site's limits are laid over the global ones, key by key."),

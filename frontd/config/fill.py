@@ -25,11 +25,11 @@ from frontd.model.urlprefix import UrlPrefix
 
 NOT_IN_THIS_VERSION: Mapping[type[Part], frozenset[str]] = {
     Config: frozenset({
-        "urlacl", "include", "metrics", "dashboard", "acme", "discovery",
+        "include", "metrics", "dashboard", "acme", "discovery",
     }),
     Site: frozenset({"cache"}),
     Route: frozenset({"plugins"}),
-    Pool: frozenset({"attach", "auth_passthrough", "health", "balance", "plugins"}),
+    Pool: frozenset({"auth_passthrough", "health", "balance", "plugins"}),
     Tls: frozenset({"acme", "ciphers", "alpn", "min_version", "max_version", "session_tickets", "stapling"}),
     TlsHost: frozenset({"ciphers", "alpn", "max_version"}),
 }  # fmt: skip
@@ -163,7 +163,8 @@ def fill(room: Room, model: type[M], node: Node, given: Mapping[str, object] | N
         part = model.model_validate(data, context={"base": room.base})
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            if detail["loc"][0] not in failed if detail["loc"] else fine:  # a refused key may be the one that is missed
+            # what is missed may be what was refused
+            if detail["loc"][0] not in failed if detail["loc"] else fine and not failed:
                 translate(room, values, detail)
         return None
     return part if fine and not failed else None

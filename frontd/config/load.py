@@ -36,6 +36,7 @@ class Loaded:
     warnings: list[Problem]
     name: str
     text: str
+    base: Config | None = None  # as it stands in the file, where `config` has an overlay (`frontd.processes.claims`)
 
 
 def load(

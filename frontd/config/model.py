@@ -8,9 +8,10 @@ the descriptions below.  Every default states its precedent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from frontd.config import places
 from frontd.config.admin import Control, Health
@@ -43,10 +44,13 @@ from frontd.config.leaves import (
 from frontd.config.limits import Limits, Timeouts
 from frontd.config.plugins import Entries
 from frontd.config.target import Target, TargetText
+from frontd.config.urlacl import Attach, UrlAcl
 from frontd.config.workers import Workers
+from frontd.model.reservations import Claim
 from frontd.model.urlprefix import canonical_host
 
 __all__ = [
+    "Attach",
     "Cache",
     "Certificate",
     "Config",
@@ -68,6 +72,7 @@ __all__ = [
     "Timeouts",
     "Tls",
     "TlsHost",
+    "UrlAcl",
     "Workers",
     "tls_host_name",
 ]
@@ -210,6 +215,9 @@ class Pool(Part):
         description="`http://host:port`, `https://host:port` or `unix:/path`; names are looked up again and again.",
     )
     workers: Workers | None = Field(default=None, description="App processes that frontd runs, in place of `targets`.")
+    attach: Attach | None = Field(
+        default=None, description="Processes register themselves here, in place of `targets` (`frontd attach`)."
+    )
     concurrency: CountOrNone = Field(
         default=None,
         ge=1,
@@ -260,10 +268,9 @@ class Pool(Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> Pool:
-        if self.workers is None and not self.targets:
-            raise ValueError("a pool has `targets` or `workers`")
-        if self.workers is not None and self.targets:
-            raise ValueError("a pool has `targets` or `workers`, not both")
+        sources = sum((bool(self.targets), self.workers is not None, self.attach is not None))
+        if sources != 1:
+            raise ValueError(f"a pool has one of `targets`, `workers` and `attach`{', and not two' if sources else ''}")
         if self.workers is not None and self.concurrency is not None:
             raise ValueError("how many requests a worker gets at once is `workers.concurrency`")
         return self
@@ -445,6 +452,15 @@ class Config(Part):
     pools: dict[str, Pool] = Field(
         default_factory=dict, description="Pools by name; a route that names a target makes its own."
     )
+    urlacl: tuple[UrlAcl, ...] = Field(
+        default=(),
+        description="URL reservations, beside those of `frontd urlacl add`: who may register which prefix at run time.",
+    )
+    reserved_status: Count = Field(
+        default=503, ge=400, le=599,
+        description="Status for what is reserved and was never registered (HTTP.sys: 400; here 503, since the owner is "
+        "expected to come).",
+    )  # fmt: skip
     fronts: FrontCount = Field(
         default=None, ge=1, le=128,
         description="Processes that serve requests; `auto`: one for each core that may be used, a CPU quota "
@@ -467,6 +483,20 @@ class Config(Part):
         "`/var/lib/frontd` in a container whose user can write there, else "
         "`$XDG_STATE_HOME/frontd` or `~/.local/state/frontd`.",
     )
+
+    # Not a key: what is reserved and registered at run time, laid over what people have written.
+    _claims: tuple[Claim, ...] = PrivateAttr(default=())
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Prefixes that are reserved or registered (`frontd.processes.claims`)."""
+        return self._claims
+
+    def claimed(self, claims: tuple[Claim, ...], pools: Mapping[str, Pool]) -> Config:
+        """This configuration with `claims` and the pools of their queues laid over it."""
+        made = self.model_copy(update={"pools": {**self.pools, **pools}})
+        made._claims = claims
+        return made
 
 
 def tls_host_name(key: str) -> str:

@@ -37,7 +37,7 @@ def test_it_is_draft_07() -> None:
         "sites: {a: {}}",
         "sites: {a: 1}",
         "sites: {a: {routes: {/: {pools: x}}}}",
-        SITE + "urlacl: []",
+        SITE + "dashboard: {}",
         SITE + "plugins: {}",
         SITE + "plugins: [{a: {}, b: {}}]",
         SITE + "listen: {http: {}}",
