@@ -29,11 +29,13 @@ def explain(url: str, config: str | None, socket_path: str | None, as_json: bool
     if config is None:
         answer = fetch(find_socket(socket_path), "/explain?url=" + quote(url, safe=""))
     else:
+        from frontd.model.reservations import Namespace
+        from frontd.processes.claims import overlay
         from frontd.processes.explain import explain as explain_config
 
         loaded = read_config(config)
         try:
-            answer = explain_config(loaded.config, url)
+            answer = explain_config(overlay(loaded.config, Namespace()), url)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     click.echo(json.dumps(answer, indent=2) if as_json else explain_text(answer, use_colour()))

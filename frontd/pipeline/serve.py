@@ -108,6 +108,10 @@ async def serve(
                 await give(exchange, down, phases, found)
             else:
                 await send_file(exchange, down, phases, found)
+        elif destination.reserved:
+            raise FrontdError(
+                Reason.AppOffline, status=destination.reserved, detail=f"{destination.route} is reserved", retry_after=5
+            )
         else:
             response = redirect_response(destination, request, exchange.client.local_address)
             await send_answer(exchange, down, phases, response)

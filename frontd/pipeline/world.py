@@ -54,7 +54,7 @@ class SiteState:
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where a route leads: a pool, the files of a directory, or a redirect with its status; `strip` is the path prefix
-    taken off on the way, `urgency` that of its requests where they wait."""
+    taken off on the way, `urgency` that of its requests where they wait.  What is `reserved` leads nowhere yet."""
 
     route: str
     pool: Pool | None = None
@@ -63,6 +63,7 @@ class Destination:
     status: int = 308
     strip: str = ""
     urgency: int = URGENCY
+    reserved: int = 0  # the status for what is reserved and has no queue yet
 
 
 @dataclass(frozen=True, slots=True)

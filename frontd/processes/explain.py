@@ -43,6 +43,7 @@ from frontd.pipeline.fileroot import FileRoot, OpenFile
 from frontd.pipeline.files import requested_file
 from frontd.pipeline.phases import SPECS, challenge_rank
 from frontd.pipeline.world import Destination
+from frontd.processes.claims import NOBODY, Standing, served_claims, site_of_nobody
 from frontd.processes.runtime import redirects_to_https
 
 _CATEGORY = {
@@ -217,6 +218,8 @@ def _site(way: Way, listener: Listen) -> str:
     pairs: list[tuple[UrlPrefix, Entry]] = [
         (url, (site.name, url, None)) for site in way.config.sites.values() for url in site.urls
     ]
+    claims = {one.claim.url: one for one in served_claims(way.config)}
+    pairs += [(url, (one.site, url, None)) for url, one in claims.items()]
     pairs += [(url, (name, url, to)) for url, name, to in redirects_to_https(way.config)]
     port = None if listener.public_port is None else way.port
     local = listener.address or (way.host if is_ip(way.host) else "")
@@ -238,12 +241,31 @@ def _site(way: Way, listener: Listen) -> str:
         way.step("site", name, f"{way.host} has https URLs only, so http redirects there (redirect_http)", lost)
         _plugins(way, name, BEFORE_LOGON)
         return _redirect(way, redirect.redirect, redirect.status)
+    if url in claims:
+        return _claimed(way, claims[url], lost)
     why = f"{url} covers it ({_CATEGORY[url.category]})"
     if way.path != (urlsplit(way.url).path or "/"):
         why += f"; the path is read as {way.path}"
     way.step("site", name, why, lost)
     _plugins(way, name, SPECS)
     return _route(way, way.config.sites[name])
+
+
+def _claimed(way: Way, one: Standing, lost: list[tuple[str, str]]) -> str:
+    """What is reserved or registered: the site that covers it, with the queue of the prefix in place of its routes."""
+    claim = one.claim
+    what = f"registered for the queue {claim.queue}" if claim.queue else "reserved"
+    whose = (
+        "its site covers it" if one.site in way.config.sites else "no site covers it: the plugins of the server hold"
+    )
+    way.step("site", one.site, f"{claim.url} is {what} ({claim.owner}); {whose}", lost)
+    _plugins(way, one.site, SPECS)
+    site = way.config.sites.get(one.site) or site_of_nobody(way.config)
+    routes = {claim.url.path: Route(pool=claim.queue or NOBODY), **one.routes}
+    if claim.queue or PathTable((path, path) for path in routes).match(way.path) != claim.url.path:
+        return _route(way, site.model_copy(update={"routes": routes}))
+    way.step("route", claim.url.path, f"it is reserved for {claim.owner}, and nobody has registered it yet", [])
+    return f"{way.config.reserved_status} {Reason.AppOffline}: {Reason.AppOffline.sentence}"
 
 
 Entry = tuple[str, UrlPrefix, Destination | None]
@@ -285,7 +307,7 @@ def _why_url_lost(way: Way, port: int | None, local: str, url: UrlPrefix, winner
 
 def plugins_on(config: Config, site: str) -> list[PluginEntry]:
     """The plugins that are asked on a site, in their order: the whole server's, then its own."""
-    return [*config.plugins, *config.sites[site].plugins]
+    return [*config.plugins, *(config.sites[site].plugins if site in config.sites else ())]
 
 
 def hooks_of(entry: PluginEntry) -> list[str]:
@@ -304,7 +326,7 @@ def _plugins(way: Way, site: str, hooks: Iterable[str]) -> None:
         doors = asked["authorize"]
         unless = f", unless {' or '.join(doors)} lets them in" if doors else ""
         lines.append(f"{' or '.join(guards)} asks who it is; whoever has not logged on gets 401{unless}")
-        lines += _schemes(plugins_on(way.config, site), way.config.sites[site])
+        lines += _schemes(plugins_on(way.config, site), way.config.sites.get(site) or site_of_nobody(way.config))
     if movers := asked.get("route"):
         lines.append(f"{' or '.join(movers)} may send it elsewhere; what follows is what the routes say")
     way.step("plugins", ", ".join(names), "\n".join(lines), [])
@@ -415,6 +437,9 @@ def _workers(way: Way, workers: Workers, forwarded: str) -> str:
 def _target(way: Way, pool: Pool, forwarded: str) -> str:
     if pool.workers is not None:
         return _workers(way, pool.workers, forwarded)
+    if pool.attach is not None:
+        way.step("target", None, f"whichever process is attached to the queue, asked for {forwarded}", [])
+        return f"forwarded to a process that is attached to the queue {pool.name} as {forwarded}"
     targets = [str(target) for target in pool.targets]
     limit = "" if pool.concurrency is None else f", each with at most {pool.concurrency} requests at once"
     if len(targets) == 1:

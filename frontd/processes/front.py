@@ -47,7 +47,8 @@ from frontd.upstream.pool import Pool
 from frontd.upstream.report import load
 
 Files = Mapping[Path, bytes]  # of a configuration: certificates, keys, authorities
-Told = tuple[list[Address], str]  # where the apps of a pool are; why it is out of service, or empty
+Told = tuple[list[Address], str, dict[Address, int]]  # where the apps of a pool are; why it is out of service, or
+# empty; how many requests some of them take at once
 
 
 @dataclass(slots=True)

@@ -187,9 +187,10 @@ class Desk:
                 prepared = self.prepared.world.generation if self.prepared else None
                 self._say(data, generation=front.generation, prepared=prepared, wanted=front.waiting())
             case "places":
+                limits = {address_of(text): limit for text, limit in data.get("limits", {}).items()}
                 front.tell(
                     {
-                        name: ([address_of(text) for text in texts], data["off"].get(name, ""))
+                        name: ([address_of(text) for text in texts], data["off"].get(name, ""), limits)
                         for name, texts in data["pools"].items()
                     }
                 )

@@ -46,12 +46,13 @@ class Handover:
     files: dict[Path, bytes] = field(repr=False)
     sources: dict[str, tuple[Path, bytes]] = field(repr=False)
     read_at: float
+    base: Config | None = None  # the file's, where `config` has an overlay
     tickets: str = ""  # whether TLS sessions resume across fronts (`frontd.net.tickets.token`), if that was tried
 
     @property
     def loaded(self) -> Loaded:
         """As those know it who have read the file, without its text and its warnings."""
-        return Loaded(self.config, [], self.name, "")
+        return Loaded(self.config, [], self.name, "", self.base)
 
 
 def read_whole(read: Callable[[], Loaded]) -> tuple[Loaded, dict[Path, bytes]]:
@@ -73,7 +74,8 @@ def tried_tickets(config: Config) -> str:
 def pack(handover: Handover) -> int:
     """A sealed file in memory that holds `handover`; the caller closes it.  Raises `BuildProblem`."""
     try:
-        inner = pickle.dumps((handover.config, handover.name, handover.files, handover.read_at, handover.tickets))
+        parts = (handover.config, handover.name, handover.files, handover.read_at, handover.base, handover.tickets)
+        inner = pickle.dumps(parts)
     except Exception as error:  # settings of a plugin may be anything
         raise BuildProblem(f"settings of a plugin cannot be handed to another process: {error}") from error
     return sealed("frontd configuration", pickle.dumps((handover.sources, inner)))
@@ -86,8 +88,8 @@ def unpack(fd: int) -> Handover:
     """
     sources, inner = pickle.loads(content(fd))
     _Finder.install(sources)
-    config, name, files, read_at, tickets = pickle.loads(inner)
-    return Handover(config, name, files, sources, read_at, tickets)
+    config, name, files, read_at, base, tickets = pickle.loads(inner)
+    return Handover(config, name, files, sources, read_at, base, tickets)
 
 
 def import_all(sources: Sources) -> None:

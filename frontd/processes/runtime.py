@@ -28,6 +28,7 @@ from frontd.pipeline.fileroot import FileRoot
 from frontd.pipeline.phases import Phases, freeze
 from frontd.pipeline.store import MemoryStore
 from frontd.pipeline.world import Destination, Entrance, Shared, Site, SiteState, World
+from frontd.processes.claims import NOBODY, Standing, served_claims, site_of_nobody
 from frontd.processes.plugins import PluginProblem, instances
 from frontd.protocol.scan import WireLimits
 from frontd.upstream.client import Dialect
@@ -74,7 +75,12 @@ def build(
         name: build_site(site, pools, phases[name], signers[name], states.get(name) or site_state(name, shared.slots))
         for name, site in config.sites.items()
     }
+    claims = list(served_claims(config))
+    if any(one.site == NOBODY for one in claims):
+        nobody, state = site_of_nobody(config), states.get(NOBODY) or site_state(NOBODY, shared.slots)
+        sites[NOBODY] = build_site(nobody, pools, freeze(plugins[""]), build_signer(nobody.identity), state)
     pairs = [(prefix, sites[name]) for name, site in config.sites.items() for prefix in site.urls]
+    pairs += [(one.claim.url, claimed_site(one, sites, pools, config.reserved_status)) for one in claims]
     pairs += [(prefix, redirect_site(sites[name], to)) for prefix, name, to in redirects_to_https(config)]
     entrances = [(prefix, Entrance(site, prefix.host)) for prefix, site in pairs]
     return World(
@@ -149,6 +155,15 @@ def build_profiles(config: Config, previous: list[Profile], secret: FamilySecret
 def site_state(name: str, slots: LocalSlots) -> SiteState:
     """The counters of a site that was not there before."""
     return SiteState(crowd=slots.counter(f"site {name}"))
+
+
+def claimed_site(one: Standing, sites: dict[str, Site], pools: dict[str, Pool], status: int) -> Site:
+    """The site behind a prefix that is reserved or registered, as it is there: the prefix leads to its queue, or with
+    `status` nowhere."""
+    path, queue = one.claim.url.path, one.claim.queue
+    to = Destination(path, pool=pools[queue]) if queue else Destination(path, reserved=status)
+    routes = [(path, to), *((key, destination(key, route, pools)) for key, route in one.routes.items())]
+    return replace(sites[one.site], routes=PathTable(routes))
 
 
 def build_signer(settings: IdentityToken | None) -> Signer | None:
@@ -250,7 +265,9 @@ def build_pool(config: PoolConfig, whole: Config, previous: World | None, slots:
         refuse_with=config.refuse_with,
         pass_through=frozenset(config.pass_through),
         splash=splash_of(config),
-        told=Target("workers", "", 0, contexts["unix"]) if config.workers else None,
+        told=Target("workers" if config.workers else "attached", "", 0, contexts["unix"])
+        if config.workers or config.attach
+        else None,
     )
     return kept if kept is not None and kept.settings == settings else Pool(settings, slots)
 
@@ -295,6 +312,10 @@ def differences(old: Config, new: Config) -> list[str]:
         changes += [f"{one} {name} added" for name in after if name not in before]
         changes += [f"{one} {name} removed" for name in before if name not in after]
         changes += [f"{one} {name} changed" for name in after if name in before and after[name] != before[name]]
+    before_claims, after_claims = ({str(one.url): one for one in config.claims} for config in (old, new))
+    changes += [f"{url} claimed" for url in after_claims if url not in before_claims]
+    changes += [f"{url} no longer claimed" for url in before_claims if url not in after_claims]
+    changes += [f"{url} claimed anew" for url, one in after_claims.items() if before_claims.get(url, one) != one]
     for noun in type(new).model_fields:
         if noun in ("sites", "pools", "listen"):
             continue

@@ -36,7 +36,7 @@ Invariants
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -53,6 +53,7 @@ from frontd.upstream.replay import ReplayMemory
 from frontd.upstream.targets import PoolSettings, Target, literal_address
 
 IDLE_PER_PLACE = 64  # idle connections kept for one address; nginx 32 per worker, Caddy 32 per host
+NO_LIMITS: Mapping[Address, int] = {}
 SWEEP = 1.0  # s between two looks for connections that were idle too long
 
 
@@ -75,6 +76,7 @@ class Pool:
         self.keepers: set[Keeper] = set()  # who have a connection
         self.crowds: dict[str, set[Keeper]] = {}  # who have one or are about to, by the client's address
         self._is_shared = settings.concurrency is not None and isinstance(self.slots, Slots)
+        self._limits: Mapping[Address, int] = NO_LIMITS
         self.places: list[Place] = []
         self.leaving: list[Place] = []  # no longer among them, and perhaps not yet done with what they hold
         self.departed = 0  # exchanges that were begun with places that are gone
@@ -230,13 +232,17 @@ class Pool:
             if (text, address) not in have
         ]
         self.places = kept + new
+        if self._limits:  # only where every place has permits do requests of other fronts come first
+            self._is_shared = isinstance(self.slots, Slots) and all(place.permits is not None for place in self.places)
         if new:
             self._dispatch()
 
-    def told(self, addresses: Sequence[Address], off: str = "") -> None:
+    def told(self, addresses: Sequence[Address], off: str = "", limits: Mapping[Address, int] = NO_LIMITS) -> None:
         """Where the apps are whose addresses control tells (`PoolSettings.told`), and why there shall be none: with
-        `off`, nothing waits here, and what waits is refused."""
+        `off`, nothing waits here, and what waits is refused.  `limits`: requests at once for some of them, instead of
+        the pool's `concurrency`."""
         assert self.settings.told is not None
+        self._limits = limits
         self.off, self._has_asked = off, False
         self._known[self.settings.told] = list(addresses)
         self._update_places()
@@ -252,7 +258,7 @@ class Pool:
             self.wanted(self)
 
     def _permits(self, address: Address) -> Permits | None:
-        limit = self.settings.concurrency
+        limit = self._limits.get(address, self.settings.concurrency)
         return permits(self.slots, f"{self.settings.name} {address}", limit) if limit is not None else None
 
     def _connect_failed(self, lease: Lease, error: ConnectFailed) -> None:
