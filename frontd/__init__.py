@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from frontd.model.verdicts import Redirect as Redirect
     from frontd.model.verdicts import Refuse as Refuse
     from frontd.model.verdicts import UseHttp11 as UseHttp11
+    from frontd.net.attaching import AttachRefused as AttachRefused
+    from frontd.net.attaching import attach as attach
     from frontd.pipeline.plugin import Context as Context
     from frontd.pipeline.plugin import Plugin as Plugin
     from frontd.pipeline.plugin import blocking as blocking
@@ -59,7 +61,7 @@ _HOME = {
     "Identity": "model.verdicts", "Redirect": "model.verdicts", "Refuse": "model.verdicts",
     "UseHttp11": "model.verdicts", "Context": "pipeline.plugin", "Plugin": "pipeline.plugin",
     "blocking": "pipeline.plugin", "MemoryStore": "pipeline.store", "read_date": "model.conditions",
-    "still_good": "model.conditions",
+    "still_good": "model.conditions", "attach": "net.attaching", "AttachRefused": "net.attaching",
 }  # fmt: skip
 _ELSEWHERE = {"Duration": "Seconds"}
 

@@ -21,18 +21,19 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     0: {
         "model": (
             "addresses", "errors", "headers", "verdicts", "messages", "urlprefix", "readings", "conditions",
-            "mediatypes",
+            "mediatypes", "reservations",
         ),
     },
     1: {
         "config": (
             "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "workers",
-            "admin", "model", "effective", "fill", "certificates", "signing", "tokens", "sitelimits", "listening",
-            "pluginlist", "build", "pluginchecks", "checks", "schema", "load", "docs",
+            "urlacl", "admin", "model", "effective", "fill", "certificates", "signing", "tokens", "sitelimits",
+            "listening", "reserving", "pluginlist", "build", "pluginchecks", "aclchecks", "checks", "schema", "load",
+            "docs",
         ),
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },
-    2: {"net": ("binding", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
+    2: {"net": ("binding", "attaching", "sockets", "traps", "streams", "shared", "permits", "peek", "tickets", "tls")},
     3: {"upstream": ("client", "balance", "queue", "replay", "targets", "lease", "pool", "report", "ondemand")},
     4: {
         "pipeline": (
@@ -49,17 +50,17 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     6: {
         "processes": (
-            "channel", "children", "launch", "workers", "fronts", "line", "master", "cores", "collector", "plugins",
-            "runtime", "handover", "reload", "status", "frontviews", "front", "explain", "calls", "served", "rates",
-            "servicestate", "views", "control", "admin", "watch", "solo", "family", "events", "presets", "usage",
-            "worker", "probe", "crew", "supervisor", "pooldesk", "upgrade", "front_process", "control_process",
-            "reading_process",
+            "channel", "children", "statefiles", "launch", "workers", "fronts", "line", "master", "cores", "collector",
+            "plugins", "claims", "runtime", "handover", "reload", "status", "frontviews", "front", "explain", "calls",
+            "served", "rates", "servicestate", "views", "control", "admin", "watch", "solo", "family", "events",
+            "presets", "usage", "worker", "probe", "crew", "supervisor", "pooldesk", "registry", "attached", "doors",
+            "tenants", "upgrade", "front_process", "control_process", "reading_process",
         ),
     },
     7: {
         "cli": (
             "common", "tables", "children", "devca", "unixhttp", "controlclient", "configuration", "explain", "live",
-            "servicestate", "views", "pool", "screen", "frames", "top", "upgrade",
+            "servicestate", "views", "pool", "screen", "frames", "top", "upgrade", "urlacl", "sidecar", "attach",
             "sample_websocket", "sample_app", "websocket", "serve", "proxy", "demo_files", "demo_world", "demo_lines",
             "demo_show", "demo", "passwd", "plugins", "plugin_new", "root",
         ),

@@ -148,9 +148,11 @@ def _path(node: Node | None, base: Path) -> Path | None:
     return Path(os.path.abspath(base / word)) if isinstance(word, str) and word and "$" not in word else None
 
 
-def call(path: Where, method: str, target: str, timeout: float = TIMEOUT) -> Answer:
-    """One request on the control socket or the admin listener.  Raises `Failure` (4) that names it and says why there
-    is no contact."""
+def call(path: Where, method: str, target: str, timeout: float = TIMEOUT, data: dict[str, Any] | None = None) -> Answer:
+    """One request on the control socket or the admin listener, with `data` as JSON.
+
+    Raises `Failure` (4) that names it and says why there is no contact.
+    """
     import http.client
 
     from frontd.cli.unixhttp import UnixConnection
@@ -163,24 +165,25 @@ def call(path: Where, method: str, target: str, timeout: float = TIMEOUT) -> Ans
     else:
         connection = UnixConnection(str(path), timeout)
     try:
-        connection.request(method, target, headers=headers)
+        body = None if data is None else json.dumps(data)
+        connection.request(method, target, body, headers)
         response = connection.getresponse()
-        body = response.read()
+        received = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise ContactFailure(_no_contact(path, error)) from None
     finally:
         connection.close()
-    data: Any = body.decode("utf-8", "replace")
+    answer: Any = received.decode("utf-8", "replace")
     if (response.getheader("Content-Type") or "").partition(";")[0].strip() == "application/json":
         try:
-            data = json.loads(data)
+            answer = json.loads(answer)
         except ValueError:
             raise ContactFailure(f"{path} answered with something that is not JSON; is it frontd's?") from None
     if response.status == 401:
-        raise ContactFailure(f"{path}: not permitted: {said(data)}")
-    if response.status == 403:
-        raise ContactFailure(f"{path}: not permitted: {said(data)}\n{_who_may(path)}")
-    return Answer(response.status, data)
+        raise ContactFailure(f"{path}: not permitted: {said(answer)}")
+    if response.status == 403 and not (isinstance(answer, dict) and "word" in answer):
+        raise ContactFailure(f"{path}: not permitted: {said(answer)}\n{_who_may(path)}")
+    return Answer(response.status, answer)
 
 
 def fetch(path: Where, target: str, timeout: float = TIMEOUT) -> dict[str, Any]:

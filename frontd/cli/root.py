@@ -60,6 +60,9 @@ class LazyGroup(click.Group):
         "show": "frontd.cli.root:show",
         "pool": "frontd.cli.pool:pool",
         "top": "frontd.cli.top:top",
+        "attach": "frontd.cli.attach:attach",
+        "urlacl": "frontd.cli.urlacl:urlacl",
+        "queue": "frontd.cli.urlacl:queue",
         "plugins": "frontd.cli.plugins:plugins",
         "plugin": "frontd.cli.plugin_new:plugin",
         "passwd": "frontd.cli.passwd:passwd",
@@ -82,6 +85,7 @@ def cli() -> None:
     cls=LazyGroup,
     lazy={
         "config": "frontd.cli.configuration:show_config",
+        "urlacl": "frontd.cli.urlacl:show_urlacl",
         "servicestate": "frontd.cli.views:servicestate",
         "requestq": "frontd.cli.views:requestq",
         "requests": "frontd.cli.views:requests",

@@ -65,27 +65,32 @@ def _listen(family: socket.AddressFamily, address: str, port: int, *, both: bool
 # ---------------------------------------------------------------------------------------------------- control socket
 
 
-def bind_control(path: Path) -> socket.socket:
-    """A listening Unix socket with mode 0660 at `path`; one left by a frontd that died is replaced.
+def bind_control(
+    path: Path, what: str = "control", mode: int = 0o660, owner: int = -1, group: int = -1
+) -> socket.socket:
+    """A listening Unix socket with `mode` at `path`; one left by a frontd that died is replaced.
 
-    Raises `OSError` when the path is taken by something else or by a frontd that lives.
+    `owner` and `group` are numbers, -1: as it comes.  Raises `OSError` when the path is taken by something else or by a
+    frontd that lives.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
-        return _bound_at(path)
+        return _bound_at(path, mode, owner, group)
     except OSError as error:
-        raise OSError(error.errno or errno.EINVAL, f"control socket {path}: {error.strerror or error}") from None
+        raise OSError(error.errno or errno.EINVAL, f"{what} socket {path}: {error.strerror or error}") from None
 
 
-def _bound_at(path: Path) -> socket.socket:
+def _bound_at(path: Path, mode: int, owner: int, group: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        previous = os.umask(0o117)  # the mode is right from the first moment
+        previous = os.umask(0o777 & ~mode)  # the mode is right from the first moment
         try:
             sock.bind(str(path))
         finally:
             os.umask(previous)
+        if (owner, group) != (-1, -1):
+            os.chown(path, owner, group, follow_symlinks=False)
         sock.listen(CONTROL_BACKLOG)
         sock.setblocking(False)
     except BaseException:

@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -40,16 +41,20 @@ from frontd.protocol.scan import WireLimits
 PATIENCE = 10.0  # s for a caller to send its request
 MAX_BODY = 65536
 MAX_CALLERS = 64
+SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
+MOST_GROUPS = 4096  # of a caller
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end: pid, uid, gid as the kernel says; on TCP it says none of them, but an `address`."""
+    """Who is at the other end: pid, uid, gid and other groups as the kernel says; on TCP it says none of them, but an
+    `address`."""
 
     pid: int
     uid: int
     gid: int
     address: str = ""
+    groups: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return self.address or f"uid {self.uid} gid {self.gid} pid {self.pid}"
@@ -90,12 +95,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer; `fields` are header fields besides type and length."""
+    """One answer; `fields` are header fields besides type and length.
+
+    With `then`, the body does not end with `body`: it lasts as long as the connection, which `then` looks after.
+    `files` go with it (SCM_RIGHTS) and are closed here.
+    """
 
     status: int
     content_type: str
     body: bytes
     fields: tuple[tuple[bytes, bytes], ...] = ()
+    files: tuple[int, ...] = ()
+    then: Callable[[Stream], Awaitable[None]] | None = None
 
 
 def as_json(data: object, status: int = 200) -> Reply:
@@ -133,7 +144,12 @@ async def answer_by(table: Table, call: Call) -> Reply:
 def peer_of(sock: socket.socket) -> Caller:
     """Who is at the other end of a Unix socket (unix(7), SO_PEERCRED)."""
     size = struct.calcsize("3i")
-    return Caller(*struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    try:
+        found = array.array("I", sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MOST_GROUPS * 4))
+    except OSError:  # more than that, or a kernel before 4.13: then those count for nothing
+        found = array.array("I")
+    return Caller(pid, uid, gid, groups=frozenset(found))
 
 
 def may_call(caller: Caller) -> bool:
@@ -173,11 +189,18 @@ async def _serve_caller(
     sock: socket.socket, answerer: Answerer, fault: Fault, patience: float, free: trio.Semaphore
 ) -> None:
     stream = Stream(sock)
+    held = True
     try:
         caller = peer_of(sock) if sock.family == socket.AF_UNIX else stranger(sock)
         http = ServerConnection()
-        while await _one_call(stream, http, answerer, caller, fault, patience):
+        reply = await _one_call(stream, http, answerer, caller, fault, patience)
+        while reply is not None and reply.then is None:
             http.next_cycle()
+            reply = await _one_call(stream, http, answerer, caller, fault, patience)
+        if reply is not None and reply.then is not None:
+            held = False
+            free.release()  # it may last for days; whoever gave it bounds how many there are
+            await reply.then(stream)
         await stream.close_gracefully()
     except (Broken, FrontdError, OSError):
         pass  # a caller that leaves or goes to sleep is its own affair
@@ -185,13 +208,14 @@ async def _serve_caller(
         fault("control socket", error)
     finally:
         stream.close_now()
-        free.release()
+        if held:
+            free.release()
 
 
 async def _one_call(
     stream: Stream, http: ServerConnection, answerer: Answerer, caller: Caller, fault: Fault, patience: float
-) -> bool:
-    """Answer one request; whether another may follow."""
+) -> Reply | None:
+    """Answer one request; None: no other may follow."""
     try:
         found = await _read_request(stream, http, patience)
     except FrontdError as error:
@@ -199,17 +223,38 @@ async def _one_call(
             raise
         reply = as_json({"error": error.detail or error.reason.sentence, "reason": error.reason.word}, error.status)
         await _send(stream, http, reply, close=True)
-        return False
+        return None
     if found is None:
-        return False
+        return None
     request, body = found
     try:
         reply = await answerer(call_of(request, caller, body))
     except Exception as error:  # whatever it was, it must not touch what is being served
         fault(f"control socket: {request.method} {request.path}", error)
         reply = as_json({"error": f"frontd failed inside ({type(error).__name__}); its error log says more"}, 500)
+    if reply.then is not None:
+        return await _begin_lasting(stream, reply)
     await _send(stream, http, reply)
-    return not http.must_close
+    return None if http.must_close else reply
+
+
+async def _begin_lasting(stream: Stream, reply: Reply) -> Reply:
+    """Send the head of an answer that lasts, with its first part and its files; the end of its body is the end of the
+    connection (RFC 9112 6.3)."""
+    assert reply.then is not None
+    head = f"HTTP/1.1 {reply.status} OK\r\nContent-Type: {reply.content_type}\r\nConnection: close\r\n\r\n".encode()
+    try:
+        size = socket.send_fds(stream.sock, [head + reply.body], reply.files)
+        if size < len(head) + len(reply.body):
+            raise Broken("the caller does not read")
+    except (OSError, Broken):
+        stream.close_now()
+        await reply.then(stream)  # it sees the end at once, and does what is to be done then
+        raise
+    finally:
+        for fd in reply.files:
+            os.close(fd)
+    return reply
 
 
 def call_of(request: Request, caller: Caller, body: bytes) -> Call:

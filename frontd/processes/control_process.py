@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from frontd.config.problems import ConfigProblems, Problem
 from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.admin import ADMIN_CALLERS, ADMIN_PATIENCE, Admin
+from frontd.processes.attached import Places
 from frontd.processes.calls import MAX_CALLERS, PATIENCE, Answerer, Call, Reply, as_json, serve_calls
 from frontd.processes.channel import PROTOCOL, Message, next_message, other_code
 from frontd.processes.children import be_child, raise_file_limit
@@ -43,9 +45,12 @@ from frontd.processes.handover import Handover, import_all, pack, read_whole, tr
 from frontd.processes.line import Line
 from frontd.processes.master import ADMIN, CONTROL, HEALTH
 from frontd.processes.pooldesk import PoolDesk
+from frontd.processes.registry import Registry
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.servicestate import Attached
+from frontd.processes.statefiles import StateProblem
 from frontd.processes.supervisor import Supervisor
+from frontd.processes.tenants import Tenants
 from frontd.processes.upgrade import Outcome, upgrade
 from frontd.processes.watch import watch_files
 
@@ -101,15 +106,24 @@ class Seat:
         self.discovery = Discovery()
         self.family: Family | None = None
         self.supervisor: Supervisor | None = None
+        self.registry: Registry | None = None
+        self.tenants: Tenants | None = None
         self.line = Line(sock, 0, self._heard)
         self.nursery: trio.Nursery | None = None
         self.sockets: list[socket.socket] = []
         self.doors: list[int] = []  # the control socket, and the listeners for health and admin if there are
 
     def read(self) -> Loaded:
-        """The configuration as it is now."""
+        """The configuration as it is now, with what is reserved and registered laid over it.
+
+        Raises `ConfigProblems`, `BuildProblem`, and the first time `StateProblem`.
+        """
         path = "-" if self.name == "-" else Path(self.name)
-        return load(path, discover=self.discovery.catalogue, container=self.container)
+        loaded = load(path, discover=self.discovery.catalogue, container=self.container)
+        if self.registry is None:
+            self.registry = Registry(loaded.config.state_dir)
+            self.registry.load()
+        return replace(loaded, config=self.registry.laid_over(loaded.config), base=loaded.config)
 
     async def run(self) -> None:
         """Serve until the master says that it is over."""
@@ -129,6 +143,7 @@ class Seat:
                 self.supervisor = Supervisor(family, said["memo"], said["workers"])
                 await nursery.start(family.run)
                 await nursery.start(self.supervisor.run)
+                await self._open_to_tenants(family, nursery)
                 nursery.start_soon(self._until_master_ends, nursery)
                 if not said["generation"]:
                     show(warnings)
@@ -143,6 +158,10 @@ class Seat:
                     self.doors = await self._bind_doors(handover.config)
                     with trio.move_on_after(ANSWER_TIME):
                         await family.until_all_serve()
+                    assert self.registry is not None
+                    assert self.tenants is not None
+                    nursery.start_soon(self._catch_up, family, self.registry)
+                    await self.tenants.doors.fit_or_tell(handover.config)
                 self._open_doors(family, nursery)
         finally:
             for sock in self.sockets:
@@ -152,11 +171,11 @@ class Seat:
     def whole(self) -> tuple[Handover, list[Problem]]:
         """The configuration as it is now with all that fronts need for it, and its warnings.
 
-        Raises what `read` raises, and `BuildProblem`.
+        Raises what `read` raises.
         """
         loaded, files = read_whole(self.read)
         sources, tickets = self.discovery.sources(), tried_tickets(loaded.config)
-        return Handover(loaded.config, loaded.name, files, sources, time.time(), tickets), loaded.warnings
+        return Handover(loaded.config, loaded.name, files, sources, time.time(), loaded.base, tickets), loaded.warnings
 
     def _begin(self) -> tuple[Handover, list[Problem]]:
         """Read the configuration for the first time."""
@@ -169,13 +188,27 @@ class Seat:
             raise Stop(text, CONFIGURATION) from None
         except BuildProblem as error:
             raise Stop(f"{self.name} cannot be served: {error}", CONFIGURATION) from None
+        except StateProblem as error:
+            raise Stop(f"cannot serve: {error}", FAILED) from None
 
     def _resume(self, hello: Message) -> tuple[Handover, list[Problem]]:
         """Take the committed world over from the control that was here before."""
         handover = unpack(hello.files[0])
         import_all(handover.sources)
         self.discovery = Discovery(handover.sources)
+        self.registry = Registry(handover.config.state_dir)
+        self.registry.reload()
         return handover, []
+
+    async def _catch_up(self, family: Family, registry: Registry) -> None:
+        """Serve what was on the disk when the control before this one died, should it not have come to that."""
+        try:
+            async with family.reloading:
+                config = registry.laid_over(family.base)
+                if config != family.config:
+                    await family.put(config)
+        except (BuildProblem, OSError) as error:
+            family.remark(f"reservations stay as they are served: {error}")
 
     async def _start(self, handover: Handover) -> None:
         """Bind, commit, wait for the fronts, and say that requests may come.  Raises `Stop`."""
@@ -183,10 +216,13 @@ class Seat:
         assert family is not None
         family.count = config.fronts or usable_cores()
         assert self.supervisor is not None
+        assert self.tenants is not None
         try:
             self.supervisor.check(config)
+            self.tenants.doors.check(config)
             sockets = await family.listen(config)
             self.doors = await self._bind_doors(config)
+            await self.tenants.doors.fit(config)
             world = pack(handover)
             await family.commit(1, world, handover)
         except OSError as error:
@@ -220,12 +256,25 @@ class Seat:
             wanted.append([ADMIN, "control", *config.control.listen])
         return await self.family.bind(wanted)
 
+    async def _open_to_tenants(self, family: Family, nursery: trio.Nursery) -> None:
+        """Know who is attached, and have the means to answer who wants to be."""
+        assert self.registry is not None
+        places = Places(family, family.config.control.socket.with_suffix(".places"))
+        places.adopt(name for name, pool in family.config.pools.items() if pool.attach is not None)
+        self.tenants = Tenants(family, self.registry, places)
+        family.watchers += [places, self.tenants.doors]
+        await nursery.start(self.tenants.doors.run)
+        nursery.start_soon(places.expect)
+
     def _open_doors(self, family: Family, nursery: trio.Nursery) -> None:
         """Answer on the control socket and the listeners beside it, and watch the files of plugins."""
         control = Control(family, __version__, None if self.name == "-" else self.read, self.master)
         assert self.supervisor is not None
         control.endpoints |= PoolDesk(self.supervisor.crews, self.supervisor.events, family.remark).endpoints
         control.endpoints["POST", "/upgrade"] = self._upgrade_by_call
+        assert self.tenants is not None
+        control.endpoints |= self.tenants.endpoints
+        control.open |= self.tenants.open
         self.sockets = [socket.socket(fileno=fd) for fd in self.doors]
         settings = family.config.control
         desks: list[tuple[Answerer, float, int]] = [(control.answer, PATIENCE, MAX_CALLERS)]

@@ -33,7 +33,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -48,7 +48,7 @@ from frontd.pipeline.discovery import Discovery
 from frontd.pipeline.logwriter import LogWriter
 from frontd.processes.channel import Message
 from frontd.processes.fronts import COMING, LEAVING, SERVING
-from frontd.processes.handover import Handover, pack, read_whole, tried_tickets
+from frontd.processes.handover import Handover, pack, read_whole, tried_tickets, unpack
 from frontd.processes.line import Gone, Line
 from frontd.processes.reload import ReloadReport, attempt, check_fixed
 from frontd.processes.runtime import BuildProblem, differences
@@ -126,6 +126,11 @@ class Family:
     def config(self) -> Config:
         """The configuration that is served."""
         return self.loaded.config
+
+    @property
+    def base(self) -> Config:
+        """The configuration as the file has it, without the overlay of what is reserved and registered."""
+        return self.loaded.base or self.loaded.config
 
     @property
     def is_ready(self) -> bool:
@@ -358,7 +363,15 @@ class Family:
     def _stale_files(self) -> list[Path]:
         return [path for path, _ in self.discovery.changed()]
 
-    async def _replace(self, files: dict[Path, bytes], loaded: Loaded) -> list[str]:
+    async def put(self, config: Config) -> list[str]:
+        """Serve `config`, which needs nothing but what the committed one does; `reloading` is held.
+
+        Raises `BuildProblem` and `OSError`; what was served before is served then.
+        """
+        assert self._world is not None
+        return await self._replace(unpack(self._world).files, replace(self.loaded, config=config), self.loaded_at)
+
+    async def _replace(self, files: dict[Path, bytes], loaded: Loaded, read_at: float = 0.0) -> list[str]:
         if self.state == "draining":
             raise BuildProblem("frontd is shutting down")
         if self.upgraded.is_set():
@@ -368,7 +381,8 @@ class Family:
         for watcher in self.watchers:
             watcher.check(loaded.config)
         tickets = await trio.to_thread.run_sync(tried_tickets, loaded.config)
-        handover = Handover(loaded.config, loaded.name, files, self.discovery.sources(), time.time(), tickets)
+        read_at, sources = read_at or time.time(), self.discovery.sources()
+        handover = Handover(loaded.config, loaded.name, files, sources, read_at, loaded.base, tickets)
         world = pack(handover)
         try:
             with closing_files(await self.listen(loaded.config)) as sockets:

@@ -13,6 +13,7 @@ It does what control asks for over a channel (`frontd.processes.channel`):
 | ``listen`` sockets | binds those it does not have yet | all of them, or why one cannot be bound |
 | ``commit`` generation, world | holds that world; starts the fronts if it is the first | |
 | ``keep`` | closes what the committed world does not listen on | |
+| ``close`` key | closes a Unix socket and removes its file | |
 | ``started`` | from now on whoever dies is replaced, and the end is a drain | |
 | ``replace`` pid | kills a front, which is then replaced | |
 | ``spawn`` order | starts a worker (`frontd.processes.workers`) | its pid and its output, or why not |
@@ -69,6 +70,7 @@ MOST_SOCKETS = channel.MOST_FILES - 10
 
 SIGNALS = signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT
 CONTROL, HEALTH, ADMIN = "@control", "@health", "@admin"  # keys of the sockets that are not for requests
+ATTACH = "@attach "  # begins the keys of those of tenants
 HERE = "frontd.processes"
 
 
@@ -85,7 +87,7 @@ class Master:
     workers: Workers = field(default_factory=Workers)
     memo: dict[str, Any] = field(default_factory=dict)  # control's, for the control after it
     held: dict[str, socket.socket] = field(default_factory=dict)
-    path: Path | None = None  # of the control socket
+    paths: dict[str, Path] = field(default_factory=dict)  # of the Unix sockets, by key
     world: World | None = None
     started: bool = False
     ending: bool = False
@@ -315,8 +317,8 @@ class Master:
         if self.world is not None:
             os.close(self.world.file)
         self.fronts.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        for key in list(self.paths):
+            self._remove(key)
 
     # ------------------------------------------------------------------ control
 
@@ -372,8 +374,12 @@ class Master:
                 self._commit(world_of(message))
             case "keep":
                 assert self.world is not None
-                for key in self.held.keys() - {*self.world.keys, CONTROL, HEALTH, ADMIN}:
-                    self.held.pop(key).close()
+                for key in self.held.keys() - {*self.world.keys}:
+                    if not key.startswith("@"):
+                        self.held.pop(key).close()
+            case "close" if data["key"] in self.held:
+                self.held.pop(data["key"]).close()
+                self._remove(data["key"])
             case "started":
                 self.started = True
             case "spawn":
@@ -424,20 +430,26 @@ class Master:
         made: dict[str, socket.socket] = {}
         try:
             for key, name, address, port in wanted:
-                if key == CONTROL and key not in self.held:
-                    made[key] = bind_control(Path(address))
-                    self.path = Path(address)
-                elif key not in self.held:
+                if key in self.held:
+                    continue
+                if key == CONTROL or key.startswith(ATTACH):  # `port` has mode, owner and group then, or nothing
+                    made[key] = bind_control(Path(address), name, *(port or ()))
+                    self.paths[key] = Path(address)
+                else:
                     made[key] = bind_tcp(name, address, port)
         except OSError as error:
-            for sock in made.values():
+            for key, sock in made.items():
                 sock.close()
-            if CONTROL in made and self.path is not None:
-                self.path.unlink(missing_ok=True)
-                self.path = None
+                self._remove(key)
             return {"error": error.strerror or str(error)}, []
         self.held |= made
         return {}, [self.held[key].fileno() for key, *_ in wanted]
+
+    def _remove(self, key: str) -> None:
+        """Remove the file of a Unix socket, if it is one."""
+        if (path := self.paths.pop(key, None)) is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def world_of(message: channel.Message) -> World:
