@@ -139,7 +139,7 @@ def _with_socket(attachment: Any, command: tuple[str, ...], patience: float, tar
 
 def begin(attachment: Attachment, patience: float) -> None:
     """Attach; wait for frontd for `patience` seconds.  Raises `Failure`."""
-    deadline = time.monotonic() + patience
+    deadline, told = time.monotonic() + patience, False
     while True:
         try:
             attachment.begin()
@@ -148,6 +148,9 @@ def begin(attachment: Attachment, patience: float) -> None:
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise ContactFailure(f"no contact with frontd on {attachment.control}: {error}") from None
+            if not told:
+                told = True
+                attachment.said(f"waiting for frontd on {attachment.control}: {error}")
             time.sleep(PAUSE)
         else:
             attachment.said(f"attached to the queue {attachment.queue}")

@@ -6,7 +6,7 @@ A process that attaches gets a listening Unix socket of its own, which is bound 
 user can enter, and handed over with the answer (SCM_RIGHTS).  From then on it is a *place* of its queue, until the
 connection ends on which it was attached:
 
-    attach ──▶ bind places/QUEUE-ID.sock ──▶ answer with the socket ──▶ fronts: the places of this queue are …
+    attach ──▶ bind control.places/QUEUE-ID ──▶ answer with the socket ──▶ fronts: the places of this queue are …
     end    ──▶ fronts: without it
 
 Control keeps no copy of the socket: when the process dies, a connect is refused at once.  Its file is removed when
@@ -49,7 +49,7 @@ BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 
 SO_ACCEPTCON = 0x10000  # a flag of the table; net.h calls it __SO_ACCEPTCON
 
-_FILE = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})\.sock")
+_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})")  # short: sockaddr_un has 107 bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +94,7 @@ class Places:
         """
         if again:
             self.check_back(queue, again)
-            found = self.attached.setdefault(again, Attached(queue, again, self.folder / f"{again}.sock"))
+            found = self.attached.setdefault(again, Attached(queue, again, self.folder / again))
             found.who, found.pid, found.concurrency = who, pid, concurrency
             return found, None
         if len(self.of(queue)) >= MOST_OF_QUEUE:
@@ -103,19 +103,19 @@ class Places:
             raise Denied(Word.TOO_MANY, f"{MOST} processes are attached already")
         self._tidy()
         name = f"{hash_of(queue)}-{os.urandom(4).hex()}"
-        place = Attached(queue, name, self.folder / f"{name}.sock", who, pid, concurrency)
+        place = Attached(queue, name, self.folder / name, who, pid, concurrency)
         fd = self._listen(place.path)
         self.attached[name] = place
         return place, fd
 
     def check_back(self, queue: str, name: str) -> None:
         """Raises `Denied` unless the place `name` can be taken again."""
-        if not _FILE.fullmatch(f"{name}.sock") or not name.startswith(hash_of(queue)):
+        if not _NAME.fullmatch(name) or not name.startswith(hash_of(queue)):
             raise Denied(Word.INVALID, f"that is no place of the queue {queue}")
         place = self.attached.get(name)
         if place is not None and place.who:
             raise Denied(Word.ALREADY_EXISTS, "another process has this place")
-        if place is None and not listens(self.folder / f"{name}.sock"):
+        if place is None and not listens(self.folder / name):
             raise Denied(Word.NOT_FOUND, f"there is no such place any more in the queue {queue}; attach anew")
 
     def _listen(self, path: Path) -> int:
@@ -187,17 +187,17 @@ class Places:
         """The sockets in the folder on which somebody listens."""
         with suppress(FileNotFoundError):
             for path in sorted(self.folder.iterdir()):
-                found = _FILE.fullmatch(path.name)
+                found = _NAME.fullmatch(path.name)
                 if found is None:
                     continue
                 if found[1] in queues and listens(path):
-                    yield Attached(queues[found[1]], path.stem, path)
+                    yield Attached(queues[found[1]], path.name, path)
 
     def _tidy(self) -> None:
         """Remove the files of places that are nobody's."""
         with suppress(OSError):
-            for path in self.folder.glob("*.sock"):
-                if path.stem not in self.attached and not listens(path):
+            for path in self.folder.iterdir():
+                if path.name not in self.attached and not listens(path):
                     path.unlink(missing_ok=True)
 
 
