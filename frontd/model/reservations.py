@@ -262,13 +262,16 @@ class Namespace:
         Raises `Denied`.
         """
         self._check_scheme(url)
-        for claim in self.claims():
-            if claim.queue not in ("", name) and compared(claim.url) == compared(url):
-                raise Denied(Word.ALREADY_EXISTS, f"{url} is already registered for the queue {claim.queue}")
+        for queue in self.queues:
+            for own, grant in zip(queue.urls, queue.grants, strict=True):
+                if queue.name != name and compared(own) == compared(url) and self.still_granted(own, grant):
+                    raise Denied(Word.ALREADY_EXISTS, f"{url} is already registered for the queue {queue.name}")
         there = covering(self.reservations, url)
         if there is not None and holder.has(there.account):
             return there.account
         if holder.is_admin:
+            if there is not None and there.account.kind == "pool" and compared(there.url) == compared(url):
+                raise Denied(Word.ALREADY_EXISTS, f"{url} is reserved for {there.account}, and its queue has it")
             return None
         if there is None:
             raise Denied(

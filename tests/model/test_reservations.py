@@ -94,6 +94,14 @@ def test_groups_and_pools_have_reservations_too() -> None:
     assert said == "http://a.test:80/p/ is reserved for pool shop, not for user ann"
 
 
+def test_what_is_reserved_for_a_pool_is_its_queues_alone() -> None:
+    it = space(("http://a.test/p/", SHOP))
+    said = refused(Word.ALREADY_EXISTS, lambda: registered(it, ROOT, "http://a.test/p/"))
+    assert said == "http://a.test:80/p/ is reserved for pool shop, and its queue has it"
+    refused(Word.ACCESS_DENIED, lambda: registered(it, ann, "http://a.test/p/"))
+    registered(it, ROOT, "http://a.test/p/x/")
+
+
 def test_a_prefix_has_one_queue() -> None:
     it = registered(space(("http://a.test/s/", ANN)), ann, "http://a.test/s/x/", "one")
     said = refused(Word.ALREADY_EXISTS, lambda: registered(it, ann, "http://a.test/S/X/", "two"))

@@ -33,7 +33,7 @@ timeouts: {{drain: 2s}}
 sites: {{main: {{urls: ["http://*/"], routes: {{/: shop}}}}}}
 pools:
   shop: {{attach: {{socket: {where}/shop/s, mode: "0666"}}, queue: {{wait: {wait}}}}}
-  books: {{attach: {{socket: {where}/books/s}}}}
+  books: {{attach: {{socket: {where}/books/s}}, queue: {{wait: 200ms}}}}
 urlacl:
   - {{url: "http://*/cart/", pool: shop}}
   - {{url: "http://*/books/", pool: books}}
