@@ -16,6 +16,9 @@ from tests.processes.house import PATIENCE, House
 
 APP = Path(__file__).with_name("worker_app.py")
 COMMAND = (sys.executable, str(APP), "fd:{fd}")
+# for other users, to whom this interpreter may not be open; the app needs the standard library only
+PYTHON = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if Path(path).exists()), sys.executable)
+COMMAND_OF_OTHERS = (PYTHON, str(APP), "fd:{fd}")
 ANN = 12345  # a uid without a name
 
 
