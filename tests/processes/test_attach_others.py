@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,9 @@ async def test_from_another_container(tmp_path: Path) -> None:
         async with tenant([*inside, *own]) as it:
             await house.until(lambda: len(answers) == 1)
             assert answers[0][0] == 200
-            await it.end()
+            (process,) = await processes(house, "shop")
+            os.kill(process["pid"], signal.SIGTERM)  # unshare itself lets no signal through
+            assert await it.ended() == 128 + signal.SIGTERM
 
 
 def server(name: str, where: Path) -> list[str]:
