@@ -26,10 +26,10 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     1: {
         "config": (
-            "places", "units", "problems", "marks", "interpolate", "leaves", "limits", "plugins", "target", "workers",
-            "urlacl", "admin", "model", "effective", "fill", "certificates", "signing", "tokens", "sitelimits",
-            "listening", "reserving", "pluginlist", "build", "pluginchecks", "aclchecks", "checks", "schema", "load",
-            "docs",
+            "places", "units", "problems", "marks", "interpolate", "leaves", "identity", "limits", "plugins", "target",
+            "workers", "urlacl", "admin", "model", "effective", "fill", "certificates", "signing", "tokens",
+            "sitelimits", "listening", "reserving", "pluginlist", "build", "pluginchecks", "aclchecks", "checks",
+            "schema", "load", "docs",
         ),
         "protocol": ("fieldlines", "chunks", "scan", "framing", "referee", "h1base", "h1", "hello"),
     },

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from frontd.config import places
 from frontd.config.admin import Control, Health
+from frontd.config.identity import IdentityToken
 from frontd.config.leaves import (
     Address,
     ConnectionScheme,
@@ -277,24 +278,6 @@ class Pool(Part):
 
 
 # ---------------------------------------------------------------------------------------------------- sites
-
-
-class IdentityToken(Part):
-    """A signed field that tells apps who has logged on: `X-Frontd-Identity`, a JWT (RFC 7519)."""
-
-    jwt_key: File = Field(
-        description="File with the key: a P-256 private key in PEM signs with ES256, 32 bytes or more of anything else "
-        "with HS256 (RFC 7518 3.2, 3.4)."
-    )
-    issuer: Text = Field(default="frontd", description="Claim `iss`: who says so.")
-    audience: Text | None = Field(
-        default=None, description="Claim `aud`: for whom; left out: the host that the client asked for."
-    )
-    lifetime: Seconds = Field(
-        default=60.0, ge=1, le=86400,
-        description="How long one is valid (claim `exp`); apps get a new one when half of it is over (Google's IAP: "
-            "10 minutes; shorter here, since it costs one signature).",
-    )  # fmt: skip
 
 
 class Route(Part):

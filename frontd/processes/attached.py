@@ -82,6 +82,10 @@ class Places:
         """The places of a queue."""
         return [one for one in self.attached.values() if one.queue == queue]
 
+    def queues(self) -> dict[str, list[Attached]]:
+        """The places of every queue that has some."""
+        return {queue: self.of(queue) for queue in dict.fromkeys(one.queue for one in self.attached.values())}
+
     # ------------------------------------------------------------------ what comes and goes
 
     def attach(

@@ -288,9 +288,12 @@ class Seat:
         nursery.start_soon(watch_files, self.discovery, family.remark)
 
     def _processes(self) -> dict[str, Attached]:
-        """The workers, for the service state."""
-        crews = self.supervisor.crews if self.supervisor is not None else {}
-        return {name: Attached([one.pid for one in crew.workers], bool(crew.off)) for name, crew in crews.items()}
+        """The workers and the attached processes, for the service state."""
+        assert self.supervisor is not None
+        assert self.tenants is not None
+        crews, queues = self.supervisor.crews, self.tenants.places.queues()
+        found = {name: Attached([one.pid for one in crew.workers], bool(crew.off)) for name, crew in crews.items()}
+        return found | {name: Attached([one.pid for one in attached]) for name, attached in queues.items()}
 
     async def _answer_calls(
         self, family: Family, desks: list[tuple[Answerer, float, int]], whole: trio.Nursery

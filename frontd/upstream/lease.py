@@ -84,6 +84,15 @@ class Lease:
         """Whether the connection was made for this lease."""
         return self.connection.uses <= 1
 
+    def put_back(self) -> None:
+        """Leave the idle connection that came with it, if one did, to others."""
+        upstream = self.upstream
+        if upstream is not None:
+            self.upstream = None
+            upstream.uses -= 1
+            upstream.is_idle = True
+            self.place.idle.append(upstream)
+
     def give_back(self) -> None:
         """The exchange is over; the connection is kept when both sides allow it."""
         if not self.ended:

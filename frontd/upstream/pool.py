@@ -314,7 +314,7 @@ class Pool:
                     raise self._waited_out()
             if keeper is not None or again:
                 lease.keeper = keeper
-                self._put_back(lease)
+                lease.put_back()
             if lease.upstream is not None:
                 return lease
             try:
@@ -331,18 +331,6 @@ class Pool:
             lease.place.succeeded()
             self._dispatch()
             return lease
-
-    def _put_back(self, lease: Lease) -> None:
-        """Leave the idle connection, if it is one, to others."""
-        upstream = lease.upstream
-        if upstream is not None:
-            lease.upstream = None
-            upstream.uses -= 1
-            if self._keeps(lease.place):
-                upstream.is_idle = True
-                lease.place.idle.append(upstream)
-            else:  # its place has left since it was given
-                upstream.stream.close_now()
 
     def lease_again_nowait(self, place: Place, upstream: Upstream, keeper: Keeper) -> Lease | None:
         """A lease of the connection that `keeper` has, if no permit of its place has to be waited for."""

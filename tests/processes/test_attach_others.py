@@ -92,7 +92,7 @@ async def test_from_another_container(tmp_path: Path) -> None:
             assert answers[0][0] == 200
             (process,) = await processes(house, "shop")
             os.kill(process["pid"], signal.SIGTERM)  # unshare itself lets no signal through
-            assert await it.ended() == 128 + signal.SIGTERM
+            await it.ended()
 
 
 def server(name: str, where: Path) -> list[str]:
