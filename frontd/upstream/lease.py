@@ -84,14 +84,17 @@ class Lease:
         """Whether the connection was made for this lease."""
         return self.connection.uses <= 1
 
-    def put_back(self) -> None:
-        """Leave the idle connection that came with it, if one did, to others."""
+    def put_back(self, *, keep: bool) -> None:
+        """Leave the idle connection that came with it, if one did, to others; not `keep`: its place has left since."""
         upstream = self.upstream
         if upstream is not None:
             self.upstream = None
             upstream.uses -= 1
-            upstream.is_idle = True
-            self.place.idle.append(upstream)
+            if keep:
+                upstream.is_idle = True
+                self.place.idle.append(upstream)
+            else:
+                upstream.stream.close_now()
 
     def give_back(self) -> None:
         """The exchange is over; the connection is kept when both sides allow it."""

@@ -314,7 +314,7 @@ class Pool:
                     raise self._waited_out()
             if keeper is not None or again:
                 lease.keeper = keeper
-                lease.put_back()
+                lease.put_back(keep=self._keeps(lease.place))
             if lease.upstream is not None:
                 return lease
             try:
