@@ -17,7 +17,9 @@ Invariants
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from types import CodeType, FrameType
 from typing import Any
 
@@ -127,18 +129,24 @@ def row(connection: Connection, seconds: float) -> dict[str, Any] | None:
     phase = phase_of(connection.coroutine, down and down.exchange)
     told: dict[str, Any] = {
         "id": None, "client": client.address, "listener": client.listener, "method": "", "url": "", "site": "",
-        "pool": "", "target": "", "phase": phase, "seconds": round(max(seconds, 0.0), 3), "status": None,
-        "attempts": 0, "bytes_in": 0, "bytes_out": 0,
+        "pool": "", "target": "", "phase": phase, "since": iso(time.time() - seconds),
+        "seconds": round(max(seconds, 0.0), 3), "status": None, "attempts": 0, "bytes_in": 0, "bytes_out": 0,
     }  # fmt: skip
     if down is None:
         # what comes after an answer, such as the rest of an unwanted body, is no request any more
         return told if phase in (READING, HANDSHAKE) or phase.startswith("plugin ") else None
     exchange = down.exchange
     return told | {
-        "id": exchange.number, "client": exchange.client.address, "method": exchange.method, "url": url_of(exchange),
+        "id": exchange.number, "since": iso(exchange.started_at), "client": exchange.client.address,
+        "method": exchange.method, "url": url_of(exchange),
         "site": exchange.site, "pool": exchange.pool, "target": exchange.target, "status": exchange.status or None,
         "attempts": exchange.attempts, "bytes_in": exchange.bytes_in, "bytes_out": exchange.bytes_out,
     }  # fmt: skip
+
+
+def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def url_of(exchange: Any) -> str:

@@ -142,7 +142,7 @@ class Views:
             return as_json({"error": f"older is in seconds, and most is a number from 1 to {MOST_REQUESTS}"}, 400)
         found = await self.served.ask_each({"do": "requests", "older": older, "most": most})
         rows = [{"front": index, **row} for index, told in found.items() for row in told.get("requests", ())]
-        rows.sort(key=lambda row: -row["seconds"])
+        rows.sort(key=lambda row: str(row["since"]))
         total = sum(told.get("total", 0) for told in found.values())
         return as_json({"total": total, "requests": rows[:most], "more": max(total - most, 0)})
 

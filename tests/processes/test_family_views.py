@@ -10,6 +10,7 @@ from frontd.cli.servicestate import servicestate_text
 from frontd.cli.views import requestq_text, requests_text
 from tests.processes.house import serving, settings
 from tests.processes.test_workers import pool, worker
+from tests.scenarios.test_control_api import OPERATIONS
 from tests.wire import Line, app
 
 
@@ -28,9 +29,7 @@ async def test_what_runs_is_gathered_from_all_fronts(tmp_path: Path) -> None:
                     await trio.sleep(0.01)
         assert {row["front"] for row in found["requests"]} == {0, 1}
         assert [row["url"][-2:] for row in found["requests"]] == [f"/{number}" for number in range(8)]
-        assert [row["seconds"] for row in found["requests"]] == sorted(
-            (row["seconds"] for row in found["requests"]), reverse=True
-        )
+        assert [row["since"] for row in found["requests"]] == sorted(row["since"] for row in found["requests"])
         few = await house.control("GET /requests?most=3")
         assert (few["total"], few["more"], len(few["requests"])) == (8, 5, 3)
         assert "secret" not in requests_text(found)
@@ -52,3 +51,10 @@ async def test_the_service_state_names_the_workers(tmp_path: Path) -> None:
         assert (queue["state"], queue["processes"]) == ("Active", [pid])
         text = servicestate_text(state)
         assert f"\n        Number of active processes attached: 1\n        Process IDs:\n            {pid}\n" in text
+
+        # what a family answers is what the description has: a 404 names the paths, a 405 the methods of one
+        served = set()
+        for path in (await house.control("GET /"))["error"].partition("; try ")[2].split():
+            said = (await house.control(f"PATCH {path}"))["error"]
+            served |= {(method, path) for method in said.removeprefix("use ").partition(" for ")[0].split(" or ")}
+        assert served == OPERATIONS.keys()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +106,12 @@ async def test_the_app_is_asked(tmp_path: Path) -> None:
             assert row == {
                 "front": 0, "id": row["id"], "client": "127.0.0.1", "listener": "http", "method": "GET",
                 "url": f"http://a.test:{port}/a/b", "site": "main", "pool": "app",
-                "target": f"127.0.0.1:{other.port}", "phase": "waiting for the app", "seconds": row["seconds"],
+                "target": f"127.0.0.1:{other.port}", "phase": "waiting for the app",
+                "since": row["since"], "seconds": row["seconds"],
                 "status": None, "attempts": 1, "bytes_in": row["bytes_in"], "bytes_out": 0,
             }  # fmt: skip
             assert row["id"] > 0
+            assert abs(datetime.fromisoformat(row["since"]).timestamp() + row["seconds"] - time.time()) < 2
             assert row["bytes_in"] > 20
 
 
