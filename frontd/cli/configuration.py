@@ -7,7 +7,7 @@ import json
 import click
 
 from frontd.cli.common import config_option, count, discovery, file_argument, print_problems, read_config
-from frontd.cli.controlclient import fetch, find_socket, socket_option
+from frontd.cli.controlclient import Where, fetch, read_options
 
 
 @click.command(short_help="Find every problem of a configuration.")
@@ -32,9 +32,9 @@ def check(config: str | None, schema: bool) -> None:
 @click.command("config", short_help="The configuration in full.")
 @click.argument("live", required=False, type=click.Choice(["live"]))
 @config_option
-@socket_option
+@read_options
 @click.pass_context
-def show_config(ctx: click.Context, live: str | None, config: str | None, socket_path: str | None) -> None:
+def show_config(ctx: click.Context, live: str | None, config: str | None, where: Where) -> None:
     """The configuration in full: defaults filled in, shorthands written out, secrets hidden.
 
     Reads the file as 'frontd serve' would; with the word 'live' it asks the running frontd for the one that it serves.
@@ -43,10 +43,11 @@ def show_config(ctx: click.Context, live: str | None, config: str | None, socket
     if live:
         if ctx.get_parameter_source("config") == given:
             raise click.UsageError("'live' asks the running frontd; it does not go with -c")
-        click.echo(str(fetch(find_socket(socket_path), "/config")["yaml"]).rstrip("\n"))
+        click.echo(str(fetch(where, "/config")["yaml"]).rstrip("\n"))
         return
-    if ctx.get_parameter_source("socket_path") == given:
-        raise click.UsageError("--socket goes with the word 'live': frontd show config live --socket PATH")
+    for option, name in (("--socket", "socket_path"), ("--control", "control")):
+        if ctx.get_parameter_source(name) == given:
+            raise click.UsageError(f"{option} goes with the word 'live': frontd show config live {option} …")
     import yaml
 
     from frontd.config.load import effective

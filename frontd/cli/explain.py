@@ -9,16 +9,16 @@ from urllib.parse import quote
 import click
 
 from frontd.cli.common import read_config
-from frontd.cli.controlclient import fetch, find_socket, socket_option
+from frontd.cli.controlclient import Where, fetch, read_options
 from frontd.cli.tables import styled, use_colour
 
 
 @click.command(short_help="Say where a URL leads, and why not elsewhere.")
 @click.argument("url")
 @click.option("-c", "--config", "config", metavar="FILE", help="Ask this file instead of the running frontd.")
-@socket_option
+@read_options
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
-def explain(url: str, config: str | None, socket_path: str | None, as_json: bool) -> None:
+def explain(url: str, config: str | None, where: Where, as_json: bool) -> None:
     """Say where a URL leads: listener, certificate, site, route, then pool and target, or a file.
 
     Each step says why it was chosen and why every alternative lost.  The plugins of the site are named in their order,
@@ -27,7 +27,7 @@ def explain(url: str, config: str | None, socket_path: str | None, as_json: bool
     if "://" not in url:
         url = "https://" + url
     if config is None:
-        answer = fetch(find_socket(socket_path), "/explain?url=" + quote(url, safe=""))
+        answer = fetch(where, "/explain?url=" + quote(url, safe=""))
     else:
         from frontd.model.reservations import Namespace
         from frontd.processes.claims import overlay

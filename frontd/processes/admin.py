@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -61,9 +62,8 @@ class Admin:
             also = f"; {self._unsaid} more were refused before" if self._unsaid else ""
             self.control.audit(f"{call.method} {call.path}", call.caller, f"refused, {why}{also}")
             self._quiet_until, self._unsaid = now + PAUSE, 0
-        reply = as_json({"error": told}, 401)
         field = f'Bearer realm="frontd"{"," if challenge else ""}{challenge}'
-        return Reply(reply.status, reply.content_type, reply.body, ((b"WWW-Authenticate", field.encode()),))
+        return replace(as_json({"error": told}, 401), fields=((b"WWW-Authenticate", field.encode()),))
 
 
 def is_same(sent: str, token: str) -> bool:

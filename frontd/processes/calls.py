@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -133,7 +133,8 @@ async def answer_by(table: Table, call: Call) -> Reply:
         return await answerer(call)
     methods = [one for one, path in table if path == call.path]
     if methods:
-        return as_json({"error": f"use {' or '.join(methods)} for {call.path}"}, 405)
+        reply = as_json({"error": f"use {' or '.join(methods)} for {call.path}"}, 405)
+        return replace(reply, fields=((b"Allow", ", ".join(methods).encode()),))  # RFC 9110 15.5.6
     paths = " ".join(dict.fromkeys(path for _, path in table))
     return as_json({"error": f"nothing under {call.path}; try {paths}"}, 404)
 

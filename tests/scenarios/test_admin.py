@@ -147,7 +147,8 @@ def test_tokens_are_compared_whole() -> None:
 
 async def test_reads_of_the_command_line(tmp_path: Path) -> None:
     async with door(tmp_path) as it:
-        for words in (["status"], ["show", "requestq"], ["show", "requests"], ["show", "servicestate"]):
+        for words in (["status"], ["show", "requestq"], ["show", "requests"], ["show", "servicestate"],
+                      ["show", "config", "live"], ["explain", "http://a.test/"]):  # fmt: skip
             code, output = await it.frontd(*words)
             assert code == 0, output
         other = tmp_path / "other"

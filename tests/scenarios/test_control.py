@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -179,6 +180,10 @@ async def test_explain(tmp_path: Path) -> None:
 async def test_other_paths_and_methods(tmp_path: Path, request_: str, status: int) -> None:
     async with desk(SITE, tmp_path) as it:
         assert (await it.ask(request_))[0] == status
+        if status == 405:
+            line = await it.line()
+            head, _ = await line.ask(f"{request_} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert re.search(rb"\r\nAllow: (GET|POST)\r\n", head)
         assert (await it.ask("GET /livez"))[0] == 200
 
 
