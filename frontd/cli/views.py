@@ -137,7 +137,9 @@ def requests_text(answer: Data) -> str:
         for row in answer["requests"]
     ]  # fmt: skip
     text = columns(heads, rows, "Nothing runs now.")
-    return f"{text}\n\nand {answer['more']} more" if answer["more"] else text
+    notes = [f"and {answer['more']} more"] if answer["more"] else []
+    notes += [f"front {index} does not answer: what runs there is missing" for index in answer["silent"]]
+    return "\n\n".join([text, *notes])
 
 
 @click.command(short_help="Which certificate answers for which name.")

@@ -159,24 +159,22 @@ class Family:
         members = dict(self.members)
         found = await self.ask_each({"do": "status"})
         return [
-            found[index]["facts"]
-            if index in found
-            else mute(index, member.pid, member.since, member.generation)
+            found.get(index, {}).get("facts") or mute(index, member.pid, member.since, member.generation)
             for index, member in sorted(members.items())
         ]
 
-    async def ask_each(self, question: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        """What the fronts that serve, and answer in time, say to `question`, by their numbers."""
-        found: dict[int, dict[str, Any]] = {}
+    async def ask_each(self, question: dict[str, Any], within: float = ANSWER_TIME) -> dict[int, dict[str, Any]]:
+        """What the fronts that serve say to `question`, by their numbers; nothing, for one that does not answer."""
+        members = [member for member in self.members.values() if member.generation]
+        found: dict[int, dict[str, Any]] = {member.index: {} for member in members}
 
         async def ask(member: Member) -> None:
             with suppress(Gone, trio.TooSlowError):
-                found[member.index] = (await member.line.ask(question, within=ANSWER_TIME)).data
+                found[member.index] = (await member.line.ask(question, within=within)).data
 
         async with trio.open_nursery() as nursery:
-            for member in self.members.values():
-                if member.generation:
-                    nursery.start_soon(ask, member)
+            for member in members:
+                nursery.start_soon(ask, member)
         return dict(sorted(found.items()))
 
     def tell_all(self, data: dict[str, Any]) -> None:
@@ -187,19 +185,7 @@ class Family:
 
     async def ask_all(self, data: dict[str, Any], within: float = ANSWER_TIME) -> list[dict[str, Any] | None]:
         """The answers of the fronts that serve; None for one that gives none in time."""
-        found: list[dict[str, Any] | None] = []
-
-        async def ask(member: Member) -> None:
-            try:
-                found.append((await member.line.ask(data, within=within)).data)
-            except (Gone, trio.TooSlowError):
-                found.append(None)
-
-        async with trio.open_nursery() as nursery:
-            for member in self.members.values():
-                if member.generation:
-                    nursery.start_soon(ask, member)
-        return found
+        return [said or None for said in (await self.ask_each(data, within)).values()]
 
     # ------------------------------------------------------------------ fronts that come and go
 

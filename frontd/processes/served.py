@@ -31,7 +31,8 @@ class Served(Protocol):
         """Of every front, as `frontd.processes.status` gathers them."""
 
     async def ask_each(self, question: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        """What each front answers to a view of `frontd.processes.frontviews`, by its number."""
+        """What each front that serves answers to a view of `frontd.processes.frontviews`, by its number; nothing when
+        it does not answer in time."""
 
     async def reload(self, read: Callable[[], Loaded]) -> ReloadReport:
         """Read and replace the configuration."""

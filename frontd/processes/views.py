@@ -144,7 +144,8 @@ class Views:
         rows = [{"front": index, **row} for index, told in found.items() for row in told.get("requests", ())]
         rows.sort(key=lambda row: str(row["since"]))
         total = sum(told.get("total", 0) for told in found.values())
-        return as_json({"total": total, "requests": rows[:most], "more": max(total - most, 0)})
+        silent = [index for index, told in found.items() if "requests" not in told]
+        return as_json({"total": total, "requests": rows[:most], "more": max(total - most, 0), "silent": silent})
 
     async def sslcert(self, _: Call) -> Reply:
         """Which certificate answers for which name, on the ports that clients type."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import trio
@@ -39,6 +41,14 @@ async def test_what_runs_is_gathered_from_all_fronts(tmp_path: Path) -> None:
         assert queue["served"] == sum(one["served"] for one in queue["fronts"]) == 8
         assert queue["active"] == 8
         assert requestq_text({"window": 5.0, "request_queues": [queue]}).count("\napp ") == 3
+        # a front that has stopped holds nobody up, and it is said that its requests are missing
+        pids = await house.fronts()
+        os.kill(pids[1], signal.SIGSTOP)
+        found = await house.control("GET /requests")
+        assert (found["silent"], {row["front"] for row in found["requests"]}) == ([1], {0})
+        assert requests_text(found).endswith("\n\nfront 1 does not answer: what runs there is missing")
+        os.kill(pids[1], signal.SIGCONT)
+
         for line in lines:
             await trio.aclose_forcefully(line.stream)
 

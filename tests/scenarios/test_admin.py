@@ -253,7 +253,7 @@ async def test_a_family_with_an_admin_listener(tmp_path: Path) -> None:
 async def answers(house: House, port: int, health: int) -> None:
     line = Line(await trio.open_tcp_stream("127.0.0.1", port))
     _, body = await line.get("/requests", bearer())
-    assert json.loads(body) == {"total": 0, "requests": [], "more": 0}
+    assert json.loads(body) == {"total": 0, "requests": [], "more": 0, "silent": []}
     assert (await line.get("/status"))[0].startswith(b"HTTP/1.1 401 ")
     await line.close()
     assert (await house.get("/readyz", port=health)) == (200, b"ok\n")

@@ -153,7 +153,8 @@ async def test_answers_are_as_it_says(pki: Pki, tmp_path: Path) -> None:
         ("/config", 200, "application/json", {"yaml": "", "secret": ""}, "'secret' was unexpected"),
         ("/config", 200, "text/plain", "", "text/plain is not among"),
         ("/config", 404, "application/json", {}, "404 is not among"),
-        ("/requests", 200, "application/json", {"total": 0, "more": 0, "requests": [{}]}, "'front' is a required"),
+        ("/requests", 200, "application/json", {"total": 0, "more": 0}, "'requests' is a required"),
+        ("/requestq", 200, "application/json", {"window": None, "request_queues": [{}]}, "'name' is a required"),
     ],
 )
 def test_a_wrong_answer_is_found(path: str, status: int, kind: str, data: object, says: str) -> None:

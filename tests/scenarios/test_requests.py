@@ -80,7 +80,7 @@ async def silent(line: Line) -> None:
 async def test_nothing_runs(tmp_path: Path) -> None:
     async with desk(one_pool("http://127.0.0.1:1"), tmp_path) as it:
         idle = await it.stage.connect()
-        assert await it.ask("GET /requests") == (200, {"total": 0, "requests": [], "more": 0})
+        assert await it.ask("GET /requests") == (200, {"total": 0, "requests": [], "more": 0, "silent": []})
         await idle.close()
 
 
