@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from frontd.processes.front import Told
 from frontd.upstream.client import Address
 from tests.wire import OK, App, Line, Stage, app, configuration, front, settled
 
@@ -23,9 +24,9 @@ pools:
 """
 
 
-def at(*apps: App, off: str = "") -> dict[str, tuple[list[Address], str]]:
+def at(*apps: App, off: str = "") -> dict[str, Told]:
     """What control says: the apps of the pool are these."""
-    return {"app": ([Address("127.0.0.1", one.port) for one in apps], off)}
+    return {"app": ([Address("127.0.0.1", one.port) for one in apps], off, {})}
 
 
 async def until_waiting(stage: Stage, count: int) -> None:
