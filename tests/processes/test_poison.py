@@ -42,5 +42,14 @@ async def test_a_request_that_kills_workers_kills_two_and_the_others_serve_on(tm
         log = await house.remark("event 5009")
         assert log.count("event 5009") == 2
         assert await worker(house) in workers(house)
+
+        before = set(workers(house))  # what may not be done twice kills one
+        line = await house.line()
+        head, body = await line.ask(b"POST /die HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+        await line.close()
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert b"Connection_Abandoned_By_ReqQueue" in body
+        await house.until(lambda: len(workers(house)) == 4 and before != set(workers(house)))
+        assert len(before - set(workers(house))) == 1
         nursery.cancel_scope.cancel()
     assert failed == []
