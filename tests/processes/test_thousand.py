@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.processes.house import House, serving, settings
 from tests.wire import OK, Line, app, free_port
 
 LIMIT = 1000
+NEEDED = 3000  # open files, here and in a front that has all of the connections
 WAVE = 100  # requests that come together: who of them is first is nobody's business
 
 
@@ -58,6 +63,22 @@ def port_of(line: Line) -> int:
     return int(line.stream.socket.getsockname()[1])
 
 
+@contextmanager
+def all_files() -> Iterator[None]:
+    """This process may open as many files as it ever may; without enough of them the test is skipped by name."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < NEEDED:
+        say = f"{LIMIT} connections need a hard limit of {NEEDED} open files, which is {hard} here"
+        if os.environ.get("CI"):
+            pytest.fail(say, pytrace=False)
+        pytest.skip(say)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def waiting(house: House, count: int) -> None:
     await house.until_status(lambda it: bool(it["pools"][0]["queue"]["length"] == count))
 
@@ -66,6 +87,11 @@ async def test_a_thousand_wait_for_an_app_and_one_more_is_refused_at_once(tmp_pa
     port, clerk = free_port(), Clerk()
     path = settings(tmp_path, f"http://127.0.0.1:{port}")
     path.write_text(path.read_text().replace('"]}', f'"], concurrency: 1, queue: {{limit: {LIMIT}, wait: 60s}}}}'))
+    with all_files():
+        await played(path, port, clerk)
+
+
+async def played(path: Path, port: int, clerk: Clerk) -> None:
     async with serving(path) as house:
         lines: list[Line] = []
         for number in range(LIMIT):
