@@ -232,7 +232,7 @@ class Pool:
             if (text, address) not in have
         ]
         self.places = kept + new
-        if self._limits:  # only where every place has permits do requests of other fronts come first
+        if self.settings.told is not None:  # only where every place has permits do requests of other fronts come first
             self._is_shared = isinstance(self.slots, Slots) and all(place.permits is not None for place in self.places)
         if new:
             self._dispatch()

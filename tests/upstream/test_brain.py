@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from frontd.model.errors import FrontdError, Reason
+from frontd.upstream.balance import Place
 from frontd.upstream.client import Address, Dialect
 from frontd.upstream.lease import Lease
 from frontd.upstream.pool import Pool
@@ -33,6 +34,7 @@ EVER = 1e6  # s that a request may wait: in these plays nobody is sent away for 
 FRONT, APP = st.integers(0, FRONTS - 1), st.integers(0, APPS - 1)
 WHICH = st.integers(0, 30)
 Step = tuple[str, object, object]
+Limits = dict[int, int]  # of apps
 COME: st.SearchStrategy[Step] = st.tuples(st.just("come"), FRONT, st.sampled_from((3, 3, 3, 0, 7)))
 END: st.SearchStrategy[Step] = st.tuples(st.just("end"), WHICH, st.booleans())
 TELL: st.SearchStrategy[Step] = st.tuples(st.just("tell"), FRONT, st.frozensets(APP, min_size=1))
@@ -104,12 +106,14 @@ class Request:
 
 
 class Play:
-    """Two fronts, three apps, and everybody who asks."""
+    """Two fronts, their apps, and everybody who asks.  `concurrency` is the pool's, `limits` what some apps say."""
 
-    def __init__(self, where: Path, concurrency: int, nursery: trio.Nursery, clock: trio.testing.MockClock) -> None:
+    def __init__(
+        self, where: Path, concurrency: int | None, limits: Limits, nursery: trio.Nursery, clock: trio.testing.MockClock
+    ) -> None:
         self.where, self.nursery, self.clock = where, nursery, clock
         self.fronts = Fronts(FRONTS)
-        self.concurrency = concurrency
+        self.concurrency, self.limits = concurrency, limits
         self.apps: dict[int, socket.socket] = {}
         self.requests: list[Request] = []
         self.pools: list[list[Pool]] = [[] for _ in range(FRONTS)]  # those replaced, then the one that stands
@@ -150,7 +154,11 @@ class Play:
     def say(self, front: int, apps: frozenset[int], off: str) -> None:
         self.known[front] = apps, off
         for pool in self.pools[front]:
-            pool.told([Address(self.path(app), 0) for app in sorted(apps)], off)
+            addresses = {app: Address(self.path(app), 0) for app in sorted(apps)}
+            pool.told([*addresses.values()], off, {addresses[app]: self.limits[app] for app in apps & set(self.limits)})
+
+    def limit(self, app: int) -> int | None:
+        return self.limits.get(app, self.concurrency)
 
     def path(self, app: int) -> str:
         return str(self.where / f"{app}.sock")
@@ -193,7 +201,8 @@ class Play:
     def check_places(self) -> None:
         """No app has more than its places, over both fronts; each lease holds one permit, and nothing else does."""
         held = Counter(str(one.lease.place.address) for one in self.holders() if one.lease is not None)
-        assert all(count <= self.concurrency for count in held.values()), held
+        for app in range(APPS):
+            assert held[f"unix:{self.path(app)}"] <= (self.limit(app) or len(self.requests)), held
         for pools in self.pools:
             mine: Counter[int] = Counter()
             for one in self.holders():
@@ -201,9 +210,9 @@ class Play:
                 if one.pool in pools:
                     mine[id(one.lease.place.permits)] += 1
             for place in [place for pool in pools for place in (*pool.leaving, *pool.places)]:
-                assert place.permits is not None
-                assert place.permits.held == mine[id(place.permits)], place
-                assert place.permits.total() == held[str(place.address)], place
+                if place.permits is not None:
+                    assert place.permits.held == mine[id(place.permits)], place
+                    assert place.permits.total() == held[str(place.address)], place
                 assert place.gone is not any(place in pool.places for pool in pools)
                 assert not (place.gone and place.idle), place
                 assert place.active == sum(one.lease is not None and one.lease.place is place for one in self.requests)
@@ -225,8 +234,7 @@ class Play:
             assert not off or not any(len(pool.queue) for pool in pools)
         for pool in [pool for pools in self.pools for pool in pools if len(pool.queue)]:
             for place in pool.places:
-                assert place.permits is not None
-                assert place.is_out or place.permits.total() >= self.concurrency, (pool, place)
+                assert place.is_out or is_full(place), (pool, place)
 
     def check_order(self, before: list[Request], served: list[Request]) -> None:
         """Of those who waited in a pool, none was served before one of a better rank."""
@@ -267,21 +275,23 @@ class Play:
         await settled()
         assert all(pool.is_over for pools in self.pools for pool in pools[:-1])
         for place in self.pools[0][-1].places:  # every permit is there, and not one more
-            permits = place.permits
-            assert permits is not None
-            assert [permits.take() for _ in range(self.concurrency)] == [True] * self.concurrency
-            assert not permits.take()
-            for _ in range(self.concurrency):
-                permits.give()
+            if (permits := place.permits) is not None:
+                assert [permits.take() for _ in range(permits.limit + 1)] == [True] * permits.limit + [False]
+                for _ in range(permits.limit):
+                    permits.give()
 
 
-async def played(where: Path, concurrency: int, steps: list[Step]) -> None:
+def is_full(place: Place) -> bool:
+    return place.permits is not None and place.permits.total() >= place.permits.limit
+
+
+async def played(where: Path, concurrency: int | None, limits: Limits, steps: list[Step]) -> None:
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, trio.testing.MockClock)
     play: Play | None = None
     try:
         async with trio.open_nursery() as nursery:
-            play = Play(where, concurrency, nursery, clock)
+            play = Play(where, concurrency, limits, nursery, clock)
             await settled()
             for step in steps:
                 await play.step(*step)
@@ -295,15 +305,20 @@ async def played(where: Path, concurrency: int, steps: list[Step]) -> None:
 
 
 # The other front, in which nobody waits any more, gives the place back: who waits here is to be told.
-@example(1, [("come", 0, 3), ("come", 0, 3), ("come", 1, 3), ("end", 0, False), ("end", 0, False)])
+@example(1, {}, [("come", 0, 3), ("come", 0, 3), ("come", 1, 3), ("end", 0, False), ("end", 0, False)])
 # Who waits for an app that is not there yet, in the pool that a reload has replaced.
-@example(1, [("tell", 0, frozenset()), ("come", 0, 3), ("reload", 0, None), ("tell", 0, frozenset((1,)))])
+@example(1, {}, [("tell", 0, frozenset()), ("come", 0, 3), ("reload", 0, None), ("tell", 0, frozenset((1,)))])
+# An app that says how many it takes gives way to one that takes any number, while the other front is not told yet.
+@example(None, {0: 1}, [("come", 0, 3), ("come", 1, 3), ("tell", 0, frozenset((1,))), ("come", 0, 3)])
 # What was lost comes back before those who came while it ran.
-@example(1, [("come", 0, 3), ("come", 0, 3), ("come", 0, 0), ("lose", 0, None), ("end", 0, True)])
+@example(1, {}, [("come", 0, 3), ("come", 0, 3), ("come", 0, 0), ("lose", 0, None), ("end", 0, True)])
 # An app that goes down with all its places taken, and comes up again.
-@example(2, [*[("come", 0, 3)] * 4, ("down", 0, None), ("lose", 0, None), ("up", 0, None), ("time", 1.1, None)])
+@example(2, {}, [*[("come", 0, 3)] * 4, ("down", 0, None), ("lose", 0, None), ("up", 0, None), ("time", 1.1, None)])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from((1, 1, 2)), st.lists(STEPS, min_size=15, max_size=50))
-def test_whatever_happens(concurrency: int, steps: list[Step]) -> None:
+@given(
+    st.sampled_from((1, 1, 2, None)), st.sampled_from(({}, {}, {0: 1}, {0: 1, 1: 2})),
+    st.lists(STEPS, min_size=15, max_size=50),
+)  # fmt: skip
+def test_whatever_happens(concurrency: int | None, limits: Limits, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory(prefix="frontd-") as where:
-        trio.run(played, Path(where), concurrency, steps, clock=trio.testing.MockClock())
+        trio.run(played, Path(where), concurrency, limits, steps, clock=trio.testing.MockClock())
