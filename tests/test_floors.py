@@ -50,11 +50,12 @@ FLOORS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     6: {
         "processes": (
-            "channel", "children", "statefiles", "launch", "workers", "fronts", "line", "master", "cores", "collector",
-            "plugins", "claims", "runtime", "handover", "reload", "status", "frontviews", "front", "explain", "calls",
-            "served", "rates", "servicestate", "views", "control", "admin", "watch", "solo", "family", "events",
-            "presets", "usage", "worker", "probe", "crew", "supervisor", "pooldesk", "registry", "attached", "doors",
-            "tenants", "upgrade", "front_process", "control_process", "reading_process",
+            "channel", "children", "statefiles", "launch", "guard", "frontd_app", "gunicorn_conf", "workers", "fronts",
+            "line", "master", "cores", "collector", "plugins", "claims", "runtime", "handover", "reload", "status",
+            "frontviews", "front", "explain", "calls", "served", "rates", "servicestate", "views", "control", "admin",
+            "watch", "solo", "family", "events", "presets", "usage", "worker", "probe", "crew", "supervisor",
+            "pooldesk", "registry", "attached", "doors", "tenants", "upgrade", "front_process", "control_process",
+            "reading_process",
         ),
     },
     7: {

@@ -166,8 +166,8 @@ class Workers(Part):
     count: Count = Field(default=1, ge=1, le=256, description="Workers at a time (IIS maxProcesses: 1).")
     concurrency: CountOrNone = Field(
         default=None, ge=1,
-        description="Requests at once in one worker; more wait in the queue (unlimited, as IIS; 1 for an app that does "
-        "one thing at a time).",
+        description="Requests at once in one worker; more wait in the queue (unlimited, as IIS; with `wsgi:` 1, and as "
+        "many threads).",
     )  # fmt: skip
     start: Annotated[Literal["on_demand", "always"], _START, _START_SCHEMA, _START_KIND] = Field(
         default="on_demand", description="With the first request, which waits, or with frontd (IIS: OnDemand)."
@@ -236,6 +236,13 @@ class Workers(Part):
             raise ValueError("workers that are always there are not stopped when idle: `start: on_demand`")
         if self.ping is not None and self.ping.path != "*" and not self.ping.path.startswith("/"):
             raise ValueError("`ping.path` is an absolute path, such as /healthz")
+        return self
+
+    @model_validator(mode="after")
+    def _one_thread(self) -> Workers:
+        # What a thread is not free for would lie in the server's backlog, and die with it.
+        if self.app is not None and self.app.startswith("wsgi:") and self.concurrency is None:
+            object.__setattr__(self, "concurrency", 1)
         return self
 
     @model_validator(mode="after")

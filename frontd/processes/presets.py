@@ -1,7 +1,14 @@
 """The commands behind ``app: asgi:…`` and ``app: wsgi:…``: stock servers, started as they are behind frontd.
 
-The forwarded fields are believed, since only frontd reaches the socket.  Lines for each request are off where the
-server has a switch for them: the access log is frontd's.
+How it works
+------------
+The server loads `frontd.processes.frontd_app`, which loads the app and puts the client's address and scheme where the
+app looks for them; which app that is, and which proxies are trusted, stands in the environment (`variables_of`).
+
+Lines for each request are off where the server has a switch for them: the access log is frontd's.  Connections are
+kept for `KEEP`, so that it is frontd that closes them: a request never meets a connection that the server has just
+given up.  A server that would run the app in a process of its own is kept from it (hypercorn), or that process ends
+with the one that frontd knows (gunicorn).  Requests may take as long as frontd lets them (gunicorn kills after 30 s).
 """
 
 from __future__ import annotations
@@ -9,18 +16,39 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 
 from frontd.config.workers import Workers
 
-# What runs: the program's name, and its words after the app.
+HERE = Path(__file__).parent
+BEHIND = HERE / "frontd_app.py"
+KEEP = "86400"  # s
+
+# What runs: the program's name, and its words.
 SERVERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "asgi": (
-        ("uvicorn", ("--fd", "{fd}", "--forwarded-allow-ips", "*", "--no-access-log")),
-        ("hypercorn", ("--bind", "fd://{fd}")),
+        (
+            "uvicorn",
+            (
+                "frontd_app:app", "--app-dir", str(HERE), "--fd", "{fd}", "--no-proxy-headers", "--no-access-log",
+                "--timeout-keep-alive", KEEP,
+            ),
+        ),
+        ("hypercorn", (f"{BEHIND}:app", "--bind", "fd://{fd}", "--workers", "0", "--keep-alive", KEEP)),
     ),
-    "wsgi": (("gunicorn", ("--bind", "fd://{fd}", "--forwarded-allow-ips", "*")),),
-}
+    "wsgi": (
+        (
+            "gunicorn",
+            (
+                "frontd_app:app", "--pythonpath", str(HERE), "--config", str(HERE / "gunicorn_conf.py"),
+                "--bind", "fd://{fd}", "--worker-class", "gthread", "--keep-alive", KEEP, "--timeout", "0",
+                "--threads",
+            ),
+        ),
+    ),
+}  # fmt: skip
 
 
 class NoServer(Exception):
@@ -31,21 +59,27 @@ def command_of(workers: Workers) -> tuple[str, ...]:
     """The words of the command that runs a worker, with the placeholder still in them.  Raises `NoServer`."""
     if workers.app is None:
         return workers.command
-    kind, _, app = workers.app.partition(":")
+    kind = workers.app.partition(":")[0]
     for server, words in SERVERS[kind]:
-        if (program := _program(server)) is not None:
-            return (*program, app, *words, *_threads(server, workers))
+        if (program := _program(server, workers.environment.get("PATH"))) is not None:
+            return (*program, *words, *([str(workers.concurrency or 1)] if words[-1] == "--threads" else []))
     names = " or ".join(server for server, _ in SERVERS[kind])
-    raise NoServer(f"{workers.app} needs {names}, and there is none: pip install {SERVERS[kind][0][0]}")
+    path = workers.environment.get("PATH")
+    where = f"beside {sys.executable} or on the path" if path is None else f"on the path of these workers, {path}"
+    raise NoServer(f"{workers.app} needs {names}, and there is none {where}: pip install {SERVERS[kind][0][0]}")
 
 
-def _program(server: str) -> Sequence[str] | None:
-    """How to start a server: by its own script on the path, else as a module of the Python that runs frontd."""
-    if (found := shutil.which(server)) is not None:
-        return [found]
-    return [sys.executable, "-m", server] if importlib.util.find_spec(server) is not None else None
+def variables_of(workers: Workers, trusted: Iterable[IPv4Network | IPv6Network]) -> dict[str, str]:
+    """What a preset says by the environment; `trusted`: networks of proxies."""
+    if workers.app is None:
+        return {}
+    return {"FRONTD_APP": workers.app, "FRONTD_TRUSTED": " ".join(map(str, trusted))}
 
 
-def _threads(server: str, workers: Workers) -> Sequence[str]:
-    """gunicorn answers as many requests at once as it has threads."""
-    return ["--threads", str(workers.concurrency)] if server == "gunicorn" and (workers.concurrency or 1) > 1 else []
+def _program(server: str, path: str | None) -> Sequence[str] | None:
+    """How to start a server: by its script on `path`, if the worker has a ``PATH`` of its own; else as a module of the
+    Python that runs frontd; else by its script on frontd's path."""
+    if path is None and importlib.util.find_spec(server) is not None:
+        return [sys.executable, "-m", server]
+    found = shutil.which(server, path=path)
+    return None if found is None else [found]

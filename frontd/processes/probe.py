@@ -16,6 +16,7 @@ from frontd.upstream.client import Address
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
 RETRY = 0.05  # s between two looks whether a worker answers
+PATIENT = 1.0  # s until a question that is still open is what there is to say about a worker
 LONGEST = 4096  # bytes of an answer that are looked at
 
 
@@ -69,9 +70,11 @@ async def until_ready(worker: Worker, paths: Sequence[str], limit: float) -> str
     """Wait until a worker answers all of `paths` below 500, or ``OPTIONS *`` somehow when there are none; why it does
     not, when it has ended or `limit` seconds are over, else nothing."""
     last = "it does not listen"
+    asked = trio.current_time()
     with trio.move_on_after(limit):
         for path in paths or ("*",):
             while not worker.gone.is_set():
+                asked = trio.current_time()
                 try:
                     status = await answer_or_gone(worker, path)
                 except NoAnswer as error:
@@ -84,17 +87,21 @@ async def until_ready(worker: Worker, paths: Sequence[str], limit: float) -> str
         if not worker.gone.is_set():
             return ""
         return "it has ended"
+    if trio.current_time() - asked >= PATIENT:
+        last = f"it does not answer {'OPTIONS *' if path == '*' else path}"
     return last
 
 
 async def _connected(address: Address) -> trio.SocketStream:
-    if address.port:
-        return await trio.open_tcp_stream(address.host, address.port)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    family, where = (socket.AF_INET, (address.host, address.port)) if address.port else (socket.AF_UNIX, address.host)
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
-        await sock.connect(address.host)
+        await sock.connect(where)
         # trio takes a full backlog for a connection that is made; the first send tells, with ENOTCONN
         return trio.SocketStream(sock)
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        raise NoAnswer("it does not listen") from None
     except BaseException:
         sock.close()
         raise

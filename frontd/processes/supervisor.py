@@ -42,7 +42,7 @@ from frontd.processes.family import Family, Member
 from frontd.processes.fronts import LEAVING
 from frontd.processes.line import Gone
 from frontd.processes.master import how
-from frontd.processes.presets import NoServer, command_of
+from frontd.processes.presets import NoServer, command_of, variables_of
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.worker import Worker, program_of
 from frontd.upstream.client import Address
@@ -70,6 +70,7 @@ class Supervisor:
         if not inherited:
             self._is_told.set()
         self._before: dict[str, tuple[Worker, int]] = {}
+        self._trusted = family.config.trusted_proxies
         self._nursery: trio.Nursery | None = None
         self._wanted: set[str] = set()  # before there were crews
         family.watchers.append(self)
@@ -124,6 +125,9 @@ class Supervisor:
                 self._nursery.start_soon(crew.run)
             elif crew.settings != settings:
                 crew.change(settings)
+            elif settings.app is not None and config.trusted_proxies != self._trusted:
+                crew.recycle(5080, "trusted_proxies has changed")
+        self._trusted = config.trusted_proxies
         self._tell_news()
 
     def _take_over(self, crew: Crew) -> None:
@@ -209,7 +213,8 @@ class Supervisor:
         address = Address("127.0.0.1", port) if port else Address(str(path), 0)
         command = tuple(word.replace("{socket}", str(path)).replace("{port}", str(port)) for word in command)
         order: dict[str, Any] = {
-            "key": key, "command": command, "environment": environment_of(settings), "user": settings.user,
+            "key": key, "command": command, "user": settings.user,
+            "environment": environment_of(settings) | variables_of(settings, self._trusted),
             "path": None if port else str(path), "bind": bind, "rlimits": settings.rlimits, "cpus": settings.cpus,
             "directory": str(settings.directory) if settings.directory else None,
         }  # fmt: skip

@@ -52,6 +52,8 @@ class Worker:
 def program_of(settings: Workers) -> str:
     """A short word for what is run: another one for other settings that concern the process itself."""
     parts = [getattr(settings, name) for name in PROGRAM]
+    if settings.app is not None and settings.app.startswith("wsgi:"):
+        parts.append(settings.concurrency)  # its number of threads
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

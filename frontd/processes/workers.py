@@ -8,7 +8,8 @@ worker does not die of a pipe that nobody holds, and hands a copy of it to contr
 
 Invariants
 ----------
-* A worker is the first of its session and process group; what it leaves behind when it ends is killed.
+* A worker is the first of its session and process group; what it leaves behind when it ends is killed, and when the
+  master is killed the guard does that (`guard`).
 * Nobody but the worker holds its listening socket: when it dies, connects are refused and what waited in the backlog is
   reset, at once.
 * The environment goes to the worker alone, by exec, and not by its arguments.
@@ -32,6 +33,7 @@ from typing import Any
 
 BACKLOG = 1024
 LAUNCH = Path(__file__).with_name("launch.py")
+GUARD = Path(__file__).with_name("guard.py")
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.running: dict[str, Worker] = {}
+        self.guard: int | None = None  # the writing end of its standard input
 
     def spawn(self, order: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         """Start one; what to answer control: its pid and the end of its output, or ``error`` and why not."""
@@ -70,7 +73,26 @@ class Workers:
         finally:
             os.close(theirs)
         worker = self.running[order["key"]] = Worker(order["key"], process, time.time(), ours, path, order["note"])
+        self._tell_guard("+", process.pid)
         return facts(worker), [ours]
+
+    def _tell_guard(self, sign: str, pid: int) -> None:
+        """Say that a worker has begun or ended; a guard that is not there is started, and told of all."""
+        if self.guard is not None:
+            try:
+                os.write(self.guard, f"{sign}{pid}\n".encode())
+            except BlockingIOError:  # it is stopped: it would learn too late of this one
+                pass
+            except BrokenPipeError:
+                os.close(self.guard)
+                self.guard = None
+            if self.guard is not None:
+                return
+        if self.running:
+            with suppress(OSError):  # out of processes: the next worker is told again
+                self.guard = start_guard()
+                for worker in self.running.values():
+                    os.write(self.guard, b"+%d\n" % worker.process.pid)
 
     def signal(self, key: str, number: int) -> None:
         """Send a signal to one, or with SIGKILL to all of its group."""
@@ -97,6 +119,7 @@ class Workers:
         del self.running[worker.key]
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it has left behind
+        self._tell_guard("-", pid)
         os.close(worker.output)
         if worker.path is not None:
             with suppress(OSError):
@@ -118,6 +141,23 @@ class Workers:
         for worker in list(self.running.values()):
             self.signal(worker.key, signal.SIGKILL)
             self.bury(worker.process.pid, worker.process.wait())
+
+
+def start_guard() -> int:
+    """Start the guard; the writing end of its standard input.  Raises `OSError`."""
+    theirs, ours = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.set_blocking(ours, False)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD)], stdin=theirs, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    process.returncode = 0  # the master reaps all of its children, so Popen must not wait for it
+    return ours
 
 
 def facts(worker: Worker) -> dict[str, Any]:

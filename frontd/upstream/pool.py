@@ -370,14 +370,14 @@ class Pool:
         self._refuse_untrusted()
         if any(place.state != "down" for place in self.places):
             return self._busy()
-        return FrontdError(Reason.AppOffline, detail=self._errors() or "no address", retry_after=5)
+        return FrontdError(Reason.AppOffline, detail=self._errors(), retry_after=5)
 
     def _busy(self) -> FrontdError:
         return FrontdError(Reason.Timer_ReqQueue, detail=f"busy for {self.settings.queue_wait:g} s", retry_after=1)
 
     def _errors(self) -> str:
-        places = [f"{place.address}: {place.error}" for place in self.places if place.error]
-        return "; ".join([*places, *self.lookup_errors.values()])
+        known = [f"{one.address}: {one.error}" for one in self.places if one.error] + [*self.lookup_errors.values()]
+        return "; ".join(known or ["no address" if self.settings.told is None else "no app is ready"])
 
     async def run(self) -> None:
         """Look names up, probe what is down, close what is idle too long; until `retire` and the last lease."""
