@@ -29,7 +29,8 @@ class Stopped(BaseException):
 def demo(verify: bool) -> None:
     """See all of it: three small apps, frontd with plugins in front of them, lines to try.
 
-    Then one app is killed and started again under load, and no request fails.  Ctrl-C stops everything.
+    Then one app is killed and started again under load, and a worker of frontd's own is killed and replaced, and no
+    request fails.  Ctrl-C stops everything.
     """
     if verify and shutil.which("curl") is None:
         raise Failure("--check runs curl, and there is no curl here (Debian: apt install curl)")
@@ -62,7 +63,7 @@ def _signals() -> Iterator[None]:
 
 def _play() -> None:
     from frontd.cli.demo_lines import lines_to_try
-    from frontd.cli.demo_show import run_show
+    from frontd.cli.demo_show import run_show, run_worker_show
     from frontd.cli.demo_world import build
 
     colour = use_colour()
@@ -71,11 +72,15 @@ def _play() -> None:
         _introduce(world, colour)
         click.echo(f"{styled('Try in another terminal', 'bold', colour)}\n")
         _print_lines(lines_to_try(world), colour)
-        click.echo(f"{styled('Now the app dies and comes back, and nobody notices', 'bold', colour)}\n")
-        result = run_show(world, lambda line: click.echo("  " + line))
-        click.echo(f"\n  {styled(str(result), 'red' if result.failed else 'green', colour)}\n")
-        for problem, number in result.failures.items():
-            click.echo(f"  {number} × {problem}")
+        for title, show in (
+            ("Now the app dies and comes back, and nobody notices", run_show),
+            ("Now the worker that frontd runs dies, then is replaced, and nobody notices", run_worker_show),
+        ):
+            click.echo(f"{styled(title, 'bold', colour)}\n")
+            result = show(world, lambda line: click.echo("  " + line))
+            click.echo(f"\n  {styled(str(result), 'red' if result.failed else 'green', colour)}\n")
+            for problem, number in result.failures.items():
+                click.echo(f"  {number} × {problem}")
         click.echo("Running.  Ctrl-C stops everything.")
         _stay(world)
 
@@ -90,6 +95,7 @@ def _introduce(world: World, colour: bool) -> None:
     rows = [
         (f"{world.url}/", f"one app, {world.apps['app'].target}"),
         (f"{world.url}/replicas/", f"two apps in turn, {world.apps['blue'].target} and {world.apps['green'].target}"),
+        (f"{world.url}/worker/", "an app that frontd starts itself, watches and replaces"),
         (f"{world.url}/dead/", "an address where nothing listens"),
         (f"{world.url}/private/", f"after a logon: user {USER}, password {PASSWORD}"),
         (f"{world.url}/cached", "a page that the app lets anybody keep for a minute"),
@@ -130,7 +136,7 @@ def _stay(world: World) -> None:
 def _check() -> None:
     from frontd.cli.common import loopback_addresses
     from frontd.cli.demo_lines import lines_to_try, run_line
-    from frontd.cli.demo_show import run_show
+    from frontd.cli.demo_show import run_show, run_worker_show
     from frontd.cli.demo_world import build
 
     rows: list[tuple[str, str, str]] = []
@@ -147,12 +153,15 @@ def _check() -> None:
             note(line.title, outcome.problem, outcome.seconds)
             if outcome.problem:
                 details.append(f"$ {line.command}\n{outcome.output.rstrip()}")
-        since = time.monotonic()
-        result = run_show(world, lambda line: None)
-        causes = "; ".join(f"{number} × {problem}" for problem, number in result.failures.items())
-        problem = causes or ("" if result.longest > 1 else "no request waited for the app: it was not gone")
-        note(f"an app dies under load: {result}", problem, time.monotonic() - since)
-        if details or problem:
+        for title, show in (("an app dies under load", run_show), ("a worker dies, then is replaced", run_worker_show)):
+            since = time.monotonic()
+            result = show(world, lambda line: None)
+            problem = "; ".join(f"{number} × {cause}" for cause, number in result.failures.items())
+            if show is run_show and not problem and result.longest <= 1:
+                problem = "no request waited for the app: it was not gone"
+            details += [f"{title}: {problem}"] if problem else []
+            note(f"{title}: {result}", problem, time.monotonic() - since)
+        if details:
             details.append(f"frontd's own words:\n{world.log.read_text(errors='replace').rstrip()}")
         since = time.monotonic()
     seconds = time.monotonic() - since

@@ -92,6 +92,12 @@ def lines_to_try(world: World) -> list[Line]:
             _all("Hello, ", "This is plugins/hello.py."),
         ),
         Line(
+            "an app that frontd starts itself: this request does it, and waits",
+            f"{curl} -sS {ca} {world.url}/worker/",
+            _all("This is the sample app 'worker'"),
+        ),
+        Line("who works there", f"{frontd} show workers {control}", _all("worker", "running", "ready")),
+        Line(
             "what runs",
             f"{frontd} status {control}",
             _all("LISTENER", "PLUGIN", "hello", "POOL", "replicas", "AppOffline"),

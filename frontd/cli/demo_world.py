@@ -1,4 +1,5 @@
-"""What `frontd demo` builds: three sample apps, a configuration file with plugins, frontd in front of them.
+"""What `frontd demo` builds: three sample apps, a configuration file with plugins, frontd in front of them and a
+fourth app that frontd starts itself.
 
 Everything lies in ``<state_dir>/demo/`` (``demo-2`` and so on while another demo of this user runs: each holds a lock
 on its folder).  All processes are children that end with this one (see `children`).
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -29,6 +31,7 @@ APPS = ("app", "blue", "green")
 START = 15.0  # seconds that a child may take to start, on a loaded machine
 # -P: a folder named frontd in the current directory is not the package (python(1), sys.flags.safe_path).
 PYTHON = (sys.executable, "-P")
+WORKER = [*PYTHON, "-m", "frontd.cli.sample_app", "--name", "worker", "--uds", "{socket}"]
 SOCKET_PATH_MAX = 107  # bytes, sun_path of unix(7) less the final NUL
 
 
@@ -102,6 +105,19 @@ class World:
         if not line.startswith("sample app"):
             raise Failure(f"the sample app {name!r} did not start (exit code {process.wait()})")
         self.apps[name].port = int(line.rpartition(":")[2])
+
+    def workers(self) -> list[int]:
+        """The processes of the app that frontd runs itself: those that get requests.  Raises `Failure`."""
+        from frontd.cli.controlclient import call
+
+        (pool,) = call(self.control, "GET", "/workers").data["pools"]
+        return [worker["pid"] for worker in pool["workers"] if worker["state"] == "ready"]
+
+    def recycle(self) -> None:
+        """Have frontd replace them, as `frontd pool recycle worker` does.  Raises `Failure`."""
+        from frontd.cli.controlclient import call
+
+        call(self.control, "POST", "/pool/recycle?name=worker")
 
     def kill_app(self, name: str) -> None:
         """SIGKILL: the app has no chance to finish anything."""
@@ -187,7 +203,7 @@ def configuration(world: World, cert: Path, key: Path, addresses: list[str] | No
     app, blue, green = (world.apps[name].target for name in APPS)
     return "\n".join(
         [
-            "# Written by 'frontd demo'. The three apps behind it exist only while it runs.",
+            "# Written by 'frontd demo'. The three apps with a port exist only while it runs.",
             "listen:",
             *listeners("http", world.http_port, addresses),
             *listeners("https", world.https_port, addresses),
@@ -220,6 +236,9 @@ def configuration(world: World, cert: Path, key: Path, addresses: list[str] | No
             "      /static/:",
             f"        files: {quoted(str(static_folder(world.folder)))}",
             "      /dead/: dead",
+            "      /worker/:",
+            "        pool: worker",
+            "        strip_prefix: true",
             "pools:",
             "  app:",
             "    targets:",
@@ -233,6 +252,9 @@ def configuration(world: World, cert: Path, key: Path, addresses: list[str] | No
             f"      - http://127.0.0.1:{world.dead_port}   # nothing listens here",
             "    queue:",
             "      wait: 1s                    # 30s by default",
+            "  worker:",
+            "    workers:                        # frontd starts this one itself, with the first request",
+            f"      command: {json.dumps(WORKER)}",
             "timeouts:",
             "  drain: 1s                       # 30s by default",
             "log:",

@@ -27,6 +27,13 @@ def status(where: Where, as_json: bool) -> None:
         click.echo(status_text(answer, use_colour()))
 
 
+# The row of a pool whose workers are not started, or out of service.
+NOBODY: dict[str, Any] = {
+    "target": None, "address": None, "state": "none", "active": 0, "idle": 0, "concurrency": None,
+    "error": "frontd show workers",
+}  # fmt: skip
+
+
 def status_text(answer: dict[str, Any], colour: bool = False) -> str:
     """The answer of ``GET /status`` as text: a headline, then one table per kind of thing."""
     parts = [_headline(answer, colour)]
@@ -65,7 +72,7 @@ def status_text(answer: dict[str, Any], colour: bool = False) -> str:
                 target["state"], target["active"], target["idle"], target["concurrency"], target["error"],
             ]
             for pool in answer["pools"]
-            for target in pool["targets"]
+            for target in pool["targets"] or [NOBODY]
         ],
     )
     add(

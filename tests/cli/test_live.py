@@ -166,6 +166,13 @@ def test_status_names_plugins_in_their_order_and_the_servers_once() -> None:
     ) in text
 
 
+def test_status_has_a_row_for_a_pool_without_a_worker() -> None:
+    pools = [{**STATUS["pools"][0], "name": "shop", "targets": []}]
+    text = status_text({**STATUS, "pools": pools})
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("shop") and "none" in line)
+    assert row == ["shop", "-", "-", "none", "0", "0", "-", "frontd", "show", "workers"]
+
+
 def test_status_without_plugins_does_not_speak_of_them() -> None:
     text = status_text({**STATUS, "sites": [{**STATUS["sites"][0], "plugins": []}]})
     assert "PLUGIN" not in text
