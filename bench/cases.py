@@ -177,6 +177,7 @@ CASES: dict[str, Case] = {
     case.id: case
     for case in (
         Case("proxied", "1 KiB proxied, kept connections", ALL, proxied, takes_extra=True),
+        Case("worker", "1 KiB from a local worker over a Unix socket, and proxied", ("frontd", "over unix"), proxied),
         Case("headers", "browser request of 15 fields, proxied", ALL, browser, takes_extra=True),
         Case("post", "POST of 1 KiB JSON, proxied", ALL, post, paths=("/post",)),
         Case("hit", "1 KiB from the cache", CACHING, hit, paths=("/cached/1k",)),
@@ -220,6 +221,7 @@ CASES: dict[str, Case] = {
 
 GOALS: tuple[Goal, ...] = (
     Goal("proxied", "1 KiB proxied", "proxied", 1.6, 1.2),
+    Goal("worker", "a worker over a Unix socket to the proxied", "worker", 1.2, 1.0, "over unix", "frontd"),
     Goal("headers", "browser request of 15 fields, proxied", "headers", 2.0, 1.5),
     Goal("post", "POST of 1 KiB JSON, proxied", "post", 1.8, 1.4),
     Goal("hit", "1 KiB from the cache", "hit", 1.0, 0.8),

@@ -78,6 +78,7 @@ NGINX_PROXY = """
 NGINX_ORIGIN = """
   server {{
     listen 127.0.0.1:{port} backlog=4096;
+    listen unix:{folder}/origin.sock backlog=4096;
     root {folder}/www;
     location = /post {{ return 200 "{small}"; }}
     location /cached/ {{ add_header Cache-Control "public, max-age=36000"; }}
@@ -146,7 +147,7 @@ sites:
       - response_cache
     routes: {{/: origin}}
 pools:
-  origin: {{targets: ["http://127.0.0.1:{origin}"]}}
+  origin: {{targets: ["{target}"]}}
 """
 
 
@@ -251,15 +252,15 @@ def haproxy_config(stage: Stage, folder: Path, port: int, tls_port: int) -> str:
 
 
 def frontd_config(
-    stage: Stage, folder: Path, port: int, tls_port: int, fronts: int = 1, name: str = "frontd"
+    stage: Stage, folder: Path, port: int, tls_port: int, fronts: int = 1, name: str = "frontd", target: str = ""
 ) -> str:
-    """frontd with this number of fronts."""
+    """frontd with this number of fronts; `target` in place of the origin's port."""
     certificate, key = stage.certificate
     return FRONTD.format(
         folder=folder,
         port=port,
         tls_port=tls_port,
-        origin=stage.origin,
+        target=target or f"http://127.0.0.1:{stage.origin}",
         certificate=certificate,
         key=key,
         host=HOST,
@@ -311,11 +312,11 @@ def start_haproxy(stage: Stage, name: str, cores: Iterable[int]) -> Running:
     return start(name, [tool("haproxy"), "-db", "-f", str(config)], folder, port, cores, tls_port)
 
 
-def start_frontd(stage: Stage, name: str, cores: Iterable[int], fronts: int = 1) -> Running:
+def start_frontd(stage: Stage, name: str, cores: Iterable[int], fronts: int = 1, target: str = "") -> Running:
     """The frontd that is to be measured."""
     folder, port, tls_port = place(stage, name)
     config = folder / "frontd.yaml"
-    config.write_text(frontd_config(stage, folder, port, tls_port, fronts, name))
+    config.write_text(frontd_config(stage, folder, port, tls_port, fronts, name, target))
     write_users(folder / "users")
     return start(name, [*stage.command(name), "serve", str(config)], folder, port, cores, tls_port)
 
@@ -323,6 +324,11 @@ def start_frontd(stage: Stage, name: str, cores: Iterable[int], fronts: int = 1)
 def start_two_fronts(stage: Stage, name: str, cores: Iterable[int]) -> Running:
     """frontd with two fronts."""
     return start_frontd(stage, name, cores, 2)
+
+
+def start_over_unix(stage: Stage, name: str, cores: Iterable[int]) -> Running:
+    """frontd with the origin as it has its workers: behind a Unix socket."""
+    return start_frontd(stage, name, cores, target=f"unix:{stage.folder}/origin/origin.sock")
 
 
 def start_plain(stage: Stage, name: str, cores: Iterable[int]) -> Running:
@@ -365,4 +371,5 @@ STARTS: dict[str, tuple[Start, str]] = {  # how it is started, and the tool it n
     "plain": (start_plain, ""),
     "two fronts": (start_two_fronts, ""),
     "one front": (start_frontd, ""),
+    "over unix": (start_over_unix, ""),
 }
