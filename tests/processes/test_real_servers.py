@@ -18,7 +18,7 @@ import trio
 from websockets.sync.client import connect
 
 from frontd.processes.frontd_app import client_of
-from tests.processes.house import House, has_ended, kill, serving, started
+from tests.processes.house import House, family, has_ended, kill, serving, started
 from tests.wire import Line
 
 HERE = Path(__file__).parent
@@ -225,6 +225,24 @@ async def test_nothing_is_left_of_a_server_when_frontd_is_stopped(tmp_path: Path
         assert len(left) > 1
         house.child.terminate()
         assert await house.end() == 0
+        for pid in left:
+            await has_ended(pid)
+
+
+async def test_a_guard_that_dies_is_replaced_with_the_next_worker(tmp_path: Path) -> None:
+    def guards() -> list[int]:
+        return [pid for pid, words in family(house.child.pid).items() if "guard.py" in " ".join(words)]
+
+    async with pool(tmp_path, "granian") as house:
+        before = await said(house)
+        (guard,) = guards()
+        await kill(guard)
+        await house.control("POST /pool/recycle?name=app")
+        await has_ended(before["pid"])
+        await house.until(lambda: guards() not in ([], [guard]))
+        left = worker_of((await said(house))["pid"])
+        house.child.kill()
+        await house.child.wait()
         for pid in left:
             await has_ended(pid)
 
