@@ -302,7 +302,7 @@ async def test_whoever_dies_in_the_middle(tmp_path: Path) -> None:
 
         plugs.hold.touch()  # and the end of everything, in the middle
         held = plugs.held()
-        nursery.start_soon(quietly, house)
+        nursery.start_soon(insistently, house)
         await house.until(lambda: len(plugs.held()) == len(held) + 2)
         children = list(family(house.child.pid))
         assert len(children) == 5
@@ -310,6 +310,14 @@ async def test_whoever_dies_in_the_middle(tmp_path: Path) -> None:
         assert await house.end() == 0
         for pid in children:
             await has_ended(pid)
+        nursery.cancel_scope.cancel()
+
+
+async def insistently(house: House) -> None:
+    """`quietly`, again and again while it is not the time for it."""
+    while True:
+        await quietly(house)
+        await trio.sleep(0.1)
 
 
 async def quietly(house: House) -> None:
