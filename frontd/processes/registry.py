@@ -85,7 +85,7 @@ class Registry:
     async def change(self, family: Family, change: Change) -> bool:
         """Do `change` to the whole; whether it made a difference.
 
-        Raises what it raises, `StateProblem`, and `BuildProblem` or `OSError` when the fronts do not take it.
+        Raises what it raises, `StateProblem`, and what `Family.put` does when the fronts do not take it.
         """
         async with family.reloading:
             if self.problem:
@@ -97,7 +97,7 @@ class Registry:
             await self._write(self._without_fixed(after, before))
             try:
                 await family.put(self.laid_over(family.base))
-            except (BuildProblem, OSError):
+            except Exception:  # whatever it was, what is not served is not kept
                 await self._write(before)
                 raise
             return True

@@ -14,8 +14,8 @@ from frontd.cli.root import cli
 
 HEAVY = ("pydantic", "trio", "cryptography", "yaml", "h11", "ssl", "http.client")
 VERBS = ["demo", "proxy", "serve", "check", "explain", "status", "reload", "upgrade", "healthcheck", "show"]
-VERBS += ["show config", "show servicestate", "show requests", "pool", "top", "plugins", "plugin"]
-VERBS += ["plugin new", "passwd"]
+VERBS += ["show config", "show servicestate", "show requests", "pool", "top", "attach", "urlacl", "urlacl add", "queue"]
+VERBS += ["plugins", "plugin", "plugin new", "passwd"]
 
 IMPORTS = """
 import json, sys

@@ -56,7 +56,7 @@ async def test_requests_wait_while_nobody_is_attached(tmp_path: Path) -> None:
 
 
 async def test_control_is_killed(tmp_path: Path) -> None:
-    """Traffic goes on, the process is known again, and it can leave."""
+    """Traffic goes on, the process is known again, also by new fronts and after an upgrade, and it can leave."""
     async with serving(written(tmp_path)) as house, attached(tmp_path / "shop/s", "--concurrency", "3") as it:
         first = await pid_of(house)
         (before,) = await processes(house, "shop")
@@ -73,6 +73,10 @@ async def test_control_is_killed(tmp_path: Path) -> None:
         await house.until_status(lambda it: [one["state"] for one in it["fronts"]] == ["serving"] * 2)
         for _ in range(20):
             assert await pid_of(house) == first
+        assert "errors" not in await house.control("POST /upgrade")
+        for _ in range(20):
+            assert await pid_of(house) == first
+        await until_attached(house, "shop", 1)
         await it.end()
         assert await processes(house, "shop") == []
 

@@ -21,8 +21,9 @@ from frontd.processes.registry import Registry, as_document, from_document
 from frontd.processes.statefiles import StateProblem
 from frontd.processes.tenants import UNKNOWN, holder_of
 from tests.processes.house import House, kill, serving, started
-from tests.processes.tenants import ANN, COMMAND_OF_OTHERS, queues, tenant, words, written
+from tests.processes.tenants import ANN, COMMAND_OF_OTHERS, attached, queues, tenant, words, written
 from tests.processes.test_attach import raw
+from tests.scenarios.test_control_api import OF_TENANTS, told
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 
@@ -57,13 +58,11 @@ async def test_a_reservation_shields_at_once_and_outlives_everything(tmp_path: P
         code, said = await cli(house, "urlacl", "add", "url=http://*/X/", "user=root")
         says = f"ALREADY_EXISTS: http://*:80/X/ is already reserved for user uid {ANN}"
         assert (code, said) == (1, f"frontd: not reserved: {says}\n")
-        code, said = await cli(house, "urlacl", "add", "url=http://*/y/", "user=no-such-user")
-        assert (code, said.partition(" here")[0]) == (
-            1,
-            "frontd: not reserved: INVALID: there is no user 'no-such-user'",
-        )
-        code, said = await cli(house, "urlacl", "delete", "url=http://*/cart/")
-        assert (code, "stands in the configuration" in said) == (1, True)
+        control = tmp_path / "control.sock"
+        status, said = await raw(control, "POST /urlacl", '{"url": "http://*/y/", "user": "no-such-user"}')
+        assert (status, "INVALID: there is no user 'no-such-user' here" in said) == (400, True)
+        status, said = await raw(control, "DELETE /urlacl?url=http://*/cart/")
+        assert (status, "stands in the configuration" in said) == (403, True)
         house.child.terminate()
         assert await house.end() == 0
     async with serving(path) as house:
@@ -206,3 +205,26 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     registry.file.write({"reservations": [{}], "queues": []})
     with pytest.raises(StateProblem, match="is damaged: it holds what this frontd does not understand"):
         registry.load()
+
+
+async def test_the_answers_are_as_the_description_of_the_control_socket_says(tmp_path: Path) -> None:
+    async with serving(written(tmp_path)) as house, attached(tmp_path / "shop/s"):
+        control = tmp_path / "control.sock"
+        calls = [
+            ("GET", "/urlacl", "", 200), ("POST", "/urlacl", '{"url": "http://*/z/", "uid": 7}', 200),
+            ("POST", "/urlacl", '{"url": "http://*/Z/", "uid": 7}', 409), ("POST", "/urlacl", "", 400),
+            ("DELETE", "/urlacl?url=http://*/z/", "", 200), ("DELETE", "/urlacl?url=http://*/z/", "", 404),
+            ("DELETE", "/urlacl?url=http://*/cart/", "", 403), ("DELETE", "/urlacl?url=x", "", 400),
+            ("GET", "/queues", "", 200), ("POST", "/attach", '{"queue": "q"}', 200), ("POST", "/attach", "{", 400),
+            ("POST", "/attach", '{"queue": "main", "mode": "attach"}', 404),
+            ("POST", "/attach", '{"queue": "shop", "mode": "create"}', 409), ("DELETE", "/queues?name=shop", "", 409),
+            ("DELETE", "/queues?name=q", "", 200), ("DELETE", "/queues?name=q", "", 404),
+        ]  # fmt: skip
+        for method, target, body, expected in calls:
+            status, said = await raw(control, f"{method} {target}", body)
+            assert status == expected, (method, target, said)
+            path = target.partition("?")[0]
+            assert list(told(method, path, status, "application/json", said.encode())) == []
+            if path == "/attach" and status == 200:
+                await house.remark("audit: detach of user root")
+        assert {(method, target.partition("?")[0]) for method, target, *_ in calls} == set(OF_TENANTS)
