@@ -49,8 +49,8 @@ async def test_a_reservation_shields_at_once_and_outlives_everything(tmp_path: P
             ("http://*:80/cart/", "pool shop", True), ("http://*:80/books/", "pool books", True),
             ("http://*:80/ann/", f"user uid {ANN}", True), ("http://*:80/x/", f"user uid {ANN}", False),
         ]  # fmt: skip
-        (control,) = house.processes("control_process")
-        await kill(control)
+        (pid,) = house.processes("control_process")
+        await kill(pid)
         for front in await house.fronts():
             await kill(front)
         await house.until_status(lambda it: [one["state"] for one in it["fronts"]] == ["serving"] * 2)

@@ -30,7 +30,6 @@ OPERATIONS = {
 }
 # What one process answers; the others need a control process of its own, and are asked in tests/processes.
 ALONE = {key: one for key, one in OPERATIONS.items() if not one.get("tags")}
-OF_FAMILIES = {key: one for key, one in OPERATIONS.items() if one.get("tags") == ["family"]}
 OF_TENANTS = {key: one for key, one in OPERATIONS.items() if one.get("tags") == ["tenants"]}
 
 
