@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.processes.house import House, family, has_ended, kill, serving
-from tests.scenarios.test_control_api import ALONE, OPERATIONS, faults
+from tests.scenarios.test_control_api import OPERATIONS, faults
 
 APP = Path(__file__).with_name("worker_app.py")
 
