@@ -17,19 +17,21 @@ Invariants
 ----------
 * What the file routes or has as a URL at exactly the claimed prefix stands: the administrator has registered it.
 * The configuration itself is not touched: `overlay` of the same two is the same.
-* A queue that only the namespace knows never takes the name of a configured pool.
+* A queue that only the namespace knows never takes the name of a configured pool, and what was registered for it never
+  goes there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from frontd.config.aclchecks import is_served, schemes_of
 from frontd.config.model import Attach, Config, Pool, Route, Site
 from frontd.config.sitelimits import armed
 from frontd.config.urlacl import fixed_reservations
-from frontd.model.reservations import Claim, Namespace, compared, covers
+from frontd.model.reservations import Claim, Namespace, Queue, compared, covers
 from frontd.model.urlprefix import UrlPrefix, is_under, path_key
 
 NOBODY = "(reserved)"  # the name of the site of what no site covers
@@ -57,11 +59,17 @@ def whole(config: Config, kept: Namespace) -> Namespace:
 def overlay(config: Config, kept: Namespace) -> Config:
     """The configuration with what is claimed laid over it.  Raises `ValueError` like `whole`."""
     space = whole(config, kept)
+    space = replace(space, queues=tuple(one for one in space.queues if one.name not in config.pools or is_pools(one)))
     pools = {queue.name: Pool(name=queue.name, attach=Attach()) for queue in space.queues}
     pools = {name: pool for name, pool in pools.items() if name not in config.pools}
     able = {name for name, pool in {**pools, **config.pools}.items() if pool.attach is not None}
     claims = [claim if claim.queue in able else claim._replace(queue="") for claim in space.claims()]
     return config.claimed(tuple(claims), pools)
+
+
+def is_pools(queue: Queue) -> bool:
+    """Whether a queue is that of the pool of its name, and not somebody's who had the name before."""
+    return queue.owner.kind == "pool" and queue.owner.name == queue.name
 
 
 def served_claims(config: Config) -> Iterator[Standing]:

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import threading
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 import frontd
+from frontd.processes.attached import MOST_OF_QUEUE
 from tests.processes.house import House, Load, kill, serving
 from tests.processes.tenants import (
     attached,
@@ -226,6 +228,17 @@ async def test_an_attach_socket_only_attaches_its_own(tmp_path: Path) -> None:
             for name, url in (("shop", "http://*:80/cart/"), ("books", "http://*:80/books/"))
         }
         assert "audit: attach by pool shop (uid 0 gid 0 pid " in await house.remark("refused, ACCESS_DENIED: ")
+        async with AsyncExitStack() as stack:
+            for _ in range(MOST_OF_QUEUE):
+                stream = await stack.enter_async_context(await trio.open_unix_socket(shop))
+                await stream.send_all(b"POST /attach HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 200 ")
+            status, body = await raw(shop, "POST /attach")
+            assert (status, json.loads(body)["word"]) == (429, "TOO_MANY")
+            assert len(await processes(house, "shop")) == MOST_OF_QUEUE
+            for _ in range(70):  # nor do they keep others from calling
+                assert (await raw(shop, "GET /status"))[0] == 403
+        await until_attached(house, "shop", 0)
 
 
 async def test_modes_of_a_queue(tmp_path: Path) -> None:
