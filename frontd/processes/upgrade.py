@@ -33,7 +33,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -48,7 +48,7 @@ from frontd.processes.runtime import BuildProblem
 
 START_TIME = 90.0  # s for all new fronts to build their world; each plugin has 30
 PATIENCE = 5.0  # s for idle connections of old fronts: whoever asks before is answered, and told to connect anew
-END_TIME = 10.0  # s for fronts that were killed to be gone
+END_TIME = 10.0  # s for processes that end, or were killed, to be gone
 MODULE = "frontd.processes.reading_process"
 
 Outcome = dict[str, Any]
@@ -148,18 +148,16 @@ async def _read(wanted: dict[str, Any]) -> tuple[Outcome, int]:
             arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(wanted)]
             # in this thread: the kernel ends the child when the thread ends that has started it
             child = spawn(MODULE, arguments, [theirs.fileno()])
+        patience = 0.0
         try:
             with trio.fail_after(READ_TIME):
                 message = await next_message(ours)
+            patience = 0.0 if message else END_TIME  # without a word: its exit code is all that is known
         except trio.TooSlowError:
-            child.kill()
             raise BuildProblem(f"the configuration could not be read within {READ_TIME:g} s") from None
-        except BaseException:
-            child.kill()
-            raise
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_reap, child)
+                await trio.to_thread.run_sync(_reap, child, patience)
     if message is None:
         raise BuildProblem(f"the code on the disk cannot read the configuration (exit code {child.returncode})")
     if "errors" in message.data or not message.files:
@@ -168,13 +166,12 @@ async def _read(wanted: dict[str, Any]) -> tuple[Outcome, int]:
     return message.data, message.files.pop()
 
 
-def _reap(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a process that has said what it had to say; not for long."""
-    try:
-        child.wait(END_TIME)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def _reap(child: subprocess.Popen[bytes], patience: float) -> None:
+    """End a process that is not needed any more, should it not have ended within `patience` (s)."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(patience)
+    child.kill()
+    child.wait()
 
 
 async def _start(family: Family, said: Outcome, world: int, generation: int) -> None:
