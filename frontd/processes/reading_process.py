@@ -30,6 +30,7 @@ from frontd.processes.family import farewell_of, key_of
 from frontd.processes.handover import pack
 from frontd.processes.reload import fixed_of
 from frontd.processes.runtime import BuildProblem
+from frontd.processes.statefiles import StateProblem
 from frontd.processes.supervisor import check
 
 
@@ -44,7 +45,7 @@ def main() -> None:
             said, files = read(Seat(sock, parent, **wanted))
         except ConfigProblems as error:
             said, files = {"errors": [str(one) for one in error.problems if one.severity == "error"]}, []
-        except (BuildProblem, OSError) as error:
+        except (BuildProblem, StateProblem, OSError) as error:
             said, files = {"errors": [str(error)]}, []
         except Exception as error:  # a fault of ours, or of a plugin's settings; control has to be told something
             traceback.print_exc()
@@ -55,7 +56,7 @@ def main() -> None:
 def read(seat: Seat) -> tuple[dict[str, Any], list[int]]:
     """What there is to say of the configuration, and the file that holds its world.
 
-    Raises `ConfigProblems`, `BuildProblem` and `OSError`.
+    Raises `ConfigProblems`, `BuildProblem`, `StateProblem` and `OSError`.
     """
     handover, warnings = seat.whole()
     config = handover.config
