@@ -298,7 +298,10 @@ async def test_whoever_dies_in_the_middle(tmp_path: Path) -> None:
         assert {*pids(status["fronts"])} <= {*plugs.held()}
         assert await word(house) == "two"
         await kill(status["fronts"][0]["pid"])  # what comes after it is of the new world
-        await house.until_status(lambda it: len(it["fronts"]) == 2 and pids(it["fronts"]) != pids(status["fronts"]))
+        await house.until_status(
+            lambda it: [one["state"] for one in it["fronts"]] == ["serving"] * 2
+            and pids(it["fronts"]) != pids(status["fronts"])
+        )
         assert await word(house) == "two"
 
         plugs.hold.touch()  # and the end of everything, in the middle
