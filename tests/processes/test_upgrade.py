@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from frontd import __version__
 from frontd.cli.root import cli
 from frontd.processes.channel import PROTOCOL
-from tests.processes import tenants
 from tests.processes.house import House, Load, family, has_ended, kill, serving, settings
 from tests.processes.test_workers import workers, written
 from tests.scenarios.test_control_api import told
@@ -420,28 +419,3 @@ async def test_workers_live_on_and_are_replaced_where_their_settings_are_others(
         assert len(workers(house)) == 2
         assert set(answers) == {200}
         nursery.cancel_scope.cancel()
-
-
-async def test_attached_processes_and_what_they_registered_stay(tmp_path: Path) -> None:
-    async with (
-        serving(tenants.written(tmp_path, fronts=1)) as house,
-        tenants.attached(tmp_path / "shop/s", "--url", "http://*/cart/") as it,
-        trio.open_nursery() as nursery,
-    ):
-        first = await tenants.pid_of(house, "/cart/")
-        seen: set[int] = set()
-
-        @nursery.start_soon
-        async def ask() -> None:
-            while True:
-                seen.add(await tenants.pid_of(house, "/cart/1"))
-                await trio.sleep(0.02)
-
-        assert (await house.control("POST /upgrade")).get("errors") is None
-        await it.until_said("attached again to the queue shop")
-        await tenants.until_attached(house, "shop", 1)
-        assert "http://*:80/cart/" in (await tenants.queues(house))["shop"]["urls"]
-        assert await tenants.pid_of(house, "/cart/2") == first
-        assert seen == {first}
-        nursery.cancel_scope.cancel()
-        await it.end()
