@@ -270,7 +270,7 @@ class Crew:
         self.events.tell(number, self.name, text, **facts)
         self.failures.append(now)
         if len(self.failures) >= rules.failures and now - self.failures[0] <= rules.within and not self.off:
-            self.off = f"{len(self.failures)} failures within {rules.within:g} s"
+            self.off = f"{len(self.failures)} failure{'s' * (rules.failures > 1)} within {rules.within:g} s"
             never = rules.retry_after == float("inf")
             self.until = None if never else now + rules.retry_after
             again = "until `frontd pool start`" if never else f"for {rules.retry_after:g} s"
