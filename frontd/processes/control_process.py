@@ -226,7 +226,8 @@ class Seat:
             world = pack(handover)
             await family.commit(1, world, handover)
         except OSError as error:
-            raise Stop(f"cannot serve: {error.strerror or error}", FAILED) from None
+            where = f"{error.filename}: " if error.filename else ""
+            raise Stop(f"cannot serve: {where}{error.strerror or error}", FAILED) from None
         except BuildProblem as error:
             raise Stop(f"{handover.name} cannot be served: {error}", CONFIGURATION) from None
         addresses = []
