@@ -79,6 +79,8 @@ class Doors:
             await serve_calls(sock, partial(self._answer, path), self.family.log_fault)
 
     async def _answer(self, path: Path, call: Call) -> Reply:
+        if self.family.state == "starting":  # the socket is there before the fronts are
+            return as_json({"error": "frontd is still starting"}, 503)
         for name, pool in self.family.base.pools.items():
             if pool.attach is not None and pool.attach.socket == path:
                 return await self.answer(name, call)
