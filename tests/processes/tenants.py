@@ -22,7 +22,7 @@ COMMAND_OF_OTHERS = (PYTHON, str(APP), "fd:{fd}")
 ANN = 12345  # a uid without a name
 
 
-def written(where: Path, *, more: str = "", fronts: int = 2, wait: str = "30s") -> Path:
+def written(where: Path, *, more: str = "", fronts: int = 1, wait: str = "30s") -> Path:
     """A configuration with two tenants, and a prefix that is Ann's."""
     path = where / "frontd.yaml"
     path.write_text(

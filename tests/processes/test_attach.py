@@ -59,7 +59,7 @@ async def test_requests_wait_while_nobody_is_attached(tmp_path: Path) -> None:
 
 async def test_control_is_killed(tmp_path: Path) -> None:
     """Traffic goes on, the process is known again, also by new fronts and after an upgrade, and it can leave."""
-    async with serving(written(tmp_path)) as house, attached(tmp_path / "shop/s", "--concurrency", "3") as it:
+    async with serving(written(tmp_path, fronts=2)) as house, attached(tmp_path / "shop/s", "--concurrency", "3") as it:
         first = await pid_of(house)
         (before,) = await processes(house, "shop")
         (control,) = house.processes("control_process")
@@ -101,7 +101,7 @@ async def test_all_of_frontd_is_started_again(tmp_path: Path) -> None:
 async def test_several_processes_serve_one_queue(tmp_path: Path) -> None:
     """Each is a place of its own, with its own concurrency."""
     go = tmp_path / "go"
-    async with serving(written(tmp_path)) as house, trio.open_nursery() as nursery:
+    async with serving(written(tmp_path, fronts=2)) as house, trio.open_nursery() as nursery:
         answers: list[tuple[int, bytes]] = []
         one, two = ("--concurrency", "1"), ("--concurrency", "2")
         shop = tmp_path / "shop/s"
@@ -121,7 +121,7 @@ def busy(status: dict[str, Any]) -> tuple[list[int], int]:
 
 
 async def test_a_process_that_is_asked_to_end_loses_nothing(tmp_path: Path) -> None:
-    async with serving(written(tmp_path)) as house, trio.open_nursery() as nursery:
+    async with serving(written(tmp_path, fronts=2)) as house, trio.open_nursery() as nursery:
         load = Load(house, 4)
 
         async def answered() -> None:
@@ -141,7 +141,7 @@ async def test_a_process_that_is_asked_to_end_loses_nothing(tmp_path: Path) -> N
 
 
 async def test_frontd_attach_from_python(tmp_path: Path) -> None:
-    async with serving(written(tmp_path, fronts=1)) as house:
+    async with serving(written(tmp_path)) as house:
 
         def serve(ready: threading.Event, answers: int) -> None:
             with frontd.attach("http://*/cart/", control=str(tmp_path / "shop/s")) as sock:
@@ -261,7 +261,7 @@ async def test_modes_of_a_queue(tmp_path: Path) -> None:
 
 
 async def test_a_reload_opens_and_closes_attach_sockets(tmp_path: Path) -> None:
-    path = written(tmp_path, fronts=1)
+    path = written(tmp_path)
     async with serving(path) as house:
         async with attached(tmp_path / "books/s", "--url", "http://*/books/"):
             first = await pid_of(house, "/books/")

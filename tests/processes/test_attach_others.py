@@ -124,14 +124,14 @@ async def serves(house: House, name: str) -> None:
 
 
 async def test_servers_as_they_are(tmp_path: Path) -> None:
-    async with serving(written(tmp_path, fronts=1)) as house:
+    async with serving(written(tmp_path)) as house:
         for name in ("uvicorn", "hypercorn", "gunicorn", "uvicorn on a path"):
             await serves(house, name)
 
 
 async def test_node_as_it_is(tmp_path: Path) -> None:
     server("node", tmp_path)
-    async with serving(written(tmp_path, fronts=1)) as house:
+    async with serving(written(tmp_path)) as house:
         await serves(house, "node")
 
 
@@ -162,7 +162,7 @@ async def test_a_side_car(tmp_path: Path) -> None:
 
 
 async def test_a_command_that_cannot_be_started(tmp_path: Path) -> None:
-    async with serving(written(tmp_path, fronts=1)):
+    async with serving(written(tmp_path)):
         async with tenant(words(tmp_path / "shop/s", command=["/no/such/program", "{fd}"])) as it:
             assert await it.ended() == 1
             assert "frontd: /no/such/program cannot be started: No such file or directory" in it.said

@@ -36,7 +36,7 @@ async def cli(house: House, *arguments: str) -> tuple[int, str]:
 
 
 async def test_a_reservation_shields_at_once_and_outlives_everything(tmp_path: Path) -> None:
-    path = written(tmp_path, wait="0")
+    path = written(tmp_path, wait="0", fronts=2)
     async with serving(path) as house:
         assert b"waited in its queue" in (await house.get("/x/"))[1]  # the route / leads to a queue
         assert await cli(house, "urlacl", "add", "url=http://*/x/", f"uid={ANN}") == (
