@@ -22,6 +22,7 @@ LOCK = threading.Lock()
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer leaves in one piece: one whose head is with the client cannot be asked for again
 
     def do_GET(self) -> None:
         global RUNNING
