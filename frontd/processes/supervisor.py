@@ -63,7 +63,8 @@ class Supervisor:
         self.family = family
         self.events = Events(family.remark, family.config.log.events)
         self.crews: dict[str, Crew] = {}
-        self._memo: dict[str, Any] = memo.get("crews", {})
+        self._memo: dict[str, Any] = memo.get("crews", {})  # of pools that are not configured now
+        self._ending: list[Crew] = []  # whose pool is no longer configured, as long as they have workers
         self._inherited = set(inherited)  # keys of workers of the control before, until they have been told
         self._news = trio.Event()
         self._is_told = trio.Event()
@@ -89,11 +90,11 @@ class Supervisor:
                 if member.generation:
                     self.ready(member)
             while True:
-                leaving = any(one.state == "leaving" for crew in self.crews.values() for one in crew.workers)
+                leaving = any(one.state == "leaving" for crew in self._all for one in crew.workers)
                 with trio.move_on_after(LOOK_LEAVING if leaving else LOOK):
                     await self._news.wait()
                     continue
-                if any(crew.workers for crew in self.crews.values()):
+                if any(crew.workers for crew in self._all):
                     await self._look()
 
     # ------------------------------------------------------------------ the configuration
@@ -116,7 +117,7 @@ class Supervisor:
         assert self._nursery is not None
         wanted = {name: pool.workers for name, pool in config.pools.items() if pool.workers is not None}
         for name in self.crews.keys() - wanted.keys():
-            self._nursery.start_soon(self.crews.pop(name).end)
+            self._nursery.start_soon(self._end, self.crews.pop(name))
         for name, settings in wanted.items():
             crew = self.crews.get(name)
             if crew is None:
@@ -129,6 +130,19 @@ class Supervisor:
                 crew.recycle(5080, "trusted_proxies has changed")
         self._trusted = config.trusted_proxies
         self._tell_news()
+
+    async def _end(self, crew: Crew) -> None:
+        """End a crew whose pool is no longer configured.  A pool of that name may come back while its workers finish
+        what they have: it counts on, since a number stands for one process."""
+        self._memo[crew.name] = {"number": crew.number}
+        self._ending.append(crew)
+        await crew.end()
+        self._ending.remove(crew)
+
+    @property
+    def _all(self) -> list[Crew]:
+        """Every crew that may have workers."""
+        return [*self.crews.values(), *self._ending]
 
     def _take_over(self, crew: Crew) -> None:
         """Give a crew the workers that the control before has left of it."""
@@ -187,7 +201,7 @@ class Supervisor:
         asked_at = trio.current_time()
         answers = await self.family.ask_all({"do": "load"})
         complete = None not in answers
-        for crew in self.crews.values():
+        for crew in self._all:
             loads = [one["pools"][crew.name] for one in answers if one is not None and crew.name in one["pools"]]
             for worker in crew.workers:
                 rows = [row for load in loads if (row := load["places"].get(str(worker.address))) is not None]
@@ -246,7 +260,7 @@ class Supervisor:
 
     def remember(self) -> None:
         """Have the master know the state of all crews."""
-        memo = {"crews": {name: crew.memo() for name, crew in self.crews.items()}}
+        memo = {"crews": self._memo | {name: crew.memo() for name, crew in self.crews.items()}}
         self.family.master.tell({"do": "memo", "memo": memo})
 
     def heard(self, message: Message) -> None:
@@ -269,7 +283,7 @@ class Supervisor:
     def _ended(self, key: str, code: int) -> None:
         if key in self._before:
             self._before.pop(key)[0].gone.set()
-        for crew in self.crews.values():
+        for crew in self._all:
             for worker in crew.workers:
                 if worker.key == key:
                     crew.gone(worker, how(code))

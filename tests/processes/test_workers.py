@@ -18,6 +18,7 @@ from tests.scenarios.test_control_api import OPERATIONS, faults
 
 APP = Path(__file__).with_name("worker_app.py")
 
+
 def written(where: Path, workers: str, *, queue: str = "limit: 1000", word: str = "fd:{fd}", fronts: int = 2) -> Path:
     """A configuration with one pool of workers."""
     path = where / "frontd.yaml"
@@ -288,6 +289,32 @@ async def test_a_reload_that_changes_the_program_replaces_the_workers(tmp_path: 
         assert (await house.control("POST /reload"))["changed"] == ["pool app changed"]
         await house.until_answer(lambda _, body: body.split()[2:] == [b"red"])
         await has_ended(pid)
+
+
+async def test_a_pool_that_goes_and_comes_back_has_other_workers(tmp_path: Path) -> None:
+    async with pool(tmp_path) as house, trio.open_nursery() as nursery:
+        first = await worker(house)
+        answers: list[tuple[int, bytes]] = []
+
+        async def slow() -> None:
+            answers.append(await house.get("/slow"))
+
+        nursery.start_soon(slow)
+        await house.until_answer(lambda _, body: body.split()[1:2] == [b"2"])
+        path = tmp_path / "frontd.yaml"
+        before = path.read_text()
+        path.write_text(before.partition("pools:")[0] + 'pools: {app: {targets: ["http://127.0.0.1:1"]}}')
+        await house.control("POST /reload")
+        path.write_text(before)
+        await house.control("POST /reload")
+        second = await worker(house)
+        assert second != first
+        assert answers == []
+        (tmp_path / "go").touch()
+        await has_ended(first)
+        assert [int(body.split()[0]) for _, body in answers] == [first]
+        assert await worker(house) == second
+        assert "event 50" not in (tmp_path / "error.log").read_text()
 
 
 async def test_a_command_that_does_not_exist_is_said(tmp_path: Path) -> None:
