@@ -50,6 +50,7 @@ from frontd.upstream.targets import address_of
 
 LOOK = 1.0  # s between two looks at how busy workers are
 LOOK_LEAVING = 0.1  # the same while a worker finishes what it has
+SPAWNS = 4  # orders at once: each is up to 32 KiB, the channel to the master holds 208, and it starts one at a time
 SPAWN_TIME = 20.0  # s for the master to start a process
 STOP_LIMIT = 90.0  # s for workers of a pool that is gone: IIS's, since nobody knows any more what was configured
 LONGEST_LINE = 4096  # bytes of a line that a worker writes
@@ -73,6 +74,7 @@ class Supervisor:
         self._before: dict[str, tuple[Worker, int]] = {}
         self._trusted = family.config.trusted_proxies
         self._nursery: trio.Nursery | None = None
+        self._spawns = trio.Semaphore(SPAWNS)
         self._wanted: set[str] = set()  # before there were crews
         family.watchers.append(self)
 
@@ -235,7 +237,8 @@ class Supervisor:
         program = program_of(settings)
         order["note"] = note_of(crew.name, slot, address, "starting", program)
         try:
-            said = await self.family.master.ask({"do": "spawn", "order": order}, within=SPAWN_TIME)
+            async with self._spawns:
+                said = await self.family.master.ask({"do": "spawn", "order": order}, within=SPAWN_TIME)
         except (Gone, trio.TooSlowError):
             raise CannotStart("the master does not answer") from None
         if "error" in said.data:

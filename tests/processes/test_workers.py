@@ -317,6 +317,14 @@ async def test_a_pool_that_goes_and_comes_back_has_other_workers(tmp_path: Path)
         assert "event 50" not in (tmp_path / "error.log").read_text()
 
 
+async def test_many_are_started_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "count: 12\n      start: always\n      rapid_fail: {failures: 1}", fronts=1)
+    path.write_text(path.read_text().replace("environment: {", f"environment: {{WORDS: {'w' * 24000}, "))
+    async with serving(path) as house:
+        await house.until(lambda: len(workers(house)) == 12)
+        assert "event" not in (tmp_path / "error.log").read_text()
+
+
 async def test_a_command_that_does_not_exist_is_said(tmp_path: Path) -> None:
     path = written(tmp_path, "rapid_fail: {failures: 1, retry_after: never}")
     path.write_text(path.read_text().replace(sys.executable, "/no/such/program"))
