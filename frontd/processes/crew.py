@@ -141,6 +141,14 @@ class Crew:
                 self._nursery.start_soon(self._keep, slot, scope)
 
     async def _keep(self, slot: int, scope: trio.CancelScope) -> None:
+        try:
+            await self._live(slot, scope)
+        finally:
+            if scope.cancel_called:  # the slot is gone: what was just starting there is nobody's
+                for worker in [one for one in self.workers if one.slot == slot and one.state == "starting"]:
+                    self._kill(worker)
+
+    async def _live(self, slot: int, scope: trio.CancelScope) -> None:
         with scope:
             worker = await self._take_over(slot)
             while True:
@@ -185,11 +193,14 @@ class Crew:
         self.number += 1
         self.hands.remember()  # a number stands for one process, whatever becomes of this control
         try:
-            worker = await self.hands.spawn(self, slot, self.number)
+            with trio.CancelScope(shield=True):  # a process that nobody waits for would run for ever
+                worker = await self.hands.spawn(self, slot, self.number)
         except CannotStart as error:
             self._failed(5009, f"a worker cannot be started: {error}")
             return None
         self.workers.append(worker)
+        if self.off:  # it was taken out of service meanwhile
+            self._kill(worker)
         if await self._answers(worker):
             self._pause = PAUSE_FIRST
             return worker

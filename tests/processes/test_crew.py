@@ -37,6 +37,7 @@ class Machine:
         self.silent: set[int] = set()  # pids
         self.obeys = True
         self.broken = ""
+        self.takes = 0.0  # s to make a process
         self.places: list[list[int]] = []  # what the fronts were told: pids
         self.signals: list[tuple[int, int]] = []
         self.memo: dict[str, Any] = {}
@@ -48,6 +49,7 @@ class Machine:
     async def spawn(self, crew: Crew, slot: int, number: int) -> Worker:
         if self.broken:
             raise CannotStart(self.broken)
+        await trio.sleep(self.takes)
         path = self.where / f"{number}.sock"
         bound = socket.socket(socket.AF_UNIX)  # trio's would bind in a thread, which its clock does not see
         bound.bind(str(path))
@@ -55,12 +57,12 @@ class Machine:
         sock = trio.socket.from_stdlib_socket(bound)
         address, program = Address(str(path), 0), program_of(crew.settings)
         worker = Worker(f"app.{number}", slot, address, 1000 + number, 0.0, trio.current_time(), program=program)
+        self.lives[worker.pid] = trio.CancelScope()
         self.nursery.start_soon(self._live, worker, trio.SocketListener(sock))
         return worker
 
     async def _live(self, worker: Worker, listener: trio.SocketListener) -> None:
-        scope = self.lives[worker.pid] = trio.CancelScope()
-        with scope:
+        with self.lives[worker.pid]:
             async with listener:
                 await trio.serve_listeners(partial(self._answer, worker.pid), [listener])
         assert self.crew is not None
@@ -297,6 +299,35 @@ async def test_fewer_and_more_of_them(tmp_path: Path, autojump_clock: object) ->
         crew.change(crew.settings.model_copy(update={"environment": {"A": "b"}}))
         await it.another(*first, *second, count=2)
         assert it.events_told() == [5080, 5080]
+
+
+async def test_one_fewer_while_they_start(tmp_path: Path, autojump_clock: object) -> None:
+    async with machine(tmp_path, start="always", count=2) as it:
+        crew = it.crew
+        assert crew is not None
+        it.answers = 0
+        await trio.sleep(1)
+        crew.change(crew.settings.model_copy(update={"count": 1}))
+        await trio.sleep(1)
+        assert [worker.slot for worker in crew.workers] == [0]
+        assert it.events_told() == []
+
+
+async def test_stopped_while_a_process_is_being_made(tmp_path: Path, autojump_clock: object) -> None:
+    async with machine(tmp_path, start="always") as it:
+        crew = it.crew
+        assert crew is not None
+        it.takes = 1.0
+        await trio.sleep(0.5)
+        crew.stop()
+        await it.look(3)
+        assert crew.workers == []
+        crew.start()
+        await trio.sleep(0.5)
+        crew.change(crew.settings.model_copy(update={"count": 2}))
+        crew.change(crew.settings.model_copy(update={"count": 1}))
+        await it.look(3)
+        assert [worker.slot for worker in crew.workers] == [0]
 
 
 async def test_a_ping_without_an_answer(tmp_path: Path, autojump_clock: object) -> None:
