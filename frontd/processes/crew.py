@@ -238,7 +238,7 @@ class Crew:
             self.events.tell(5093, self.name, f"worker {worker.pid} stays: its successor did not start")
             worker.order, worker.over = None, trio.Event()
             worker.began = trio.current_time()  # the next try is a whole period away
-            worker.served = 0
+            worker.spared = worker.served
             if worker.gone.is_set():
                 return None
             return worker

@@ -37,6 +37,7 @@ class Worker:
     left_at: float = 0.0  # when it ceased to be a place
     active: int | None = None  # exchanges on it, over all fronts; None: not every front has said
     served: int = 0
+    spared: int = 0  # of them, those before its successor did not start
     moved: int = 0
     program: str = ""  # which it was started as (`program_of`)
     usage: Usage = NOTHING
@@ -71,7 +72,7 @@ def judge(worker: Worker, rules: Recycle, now: float, *, on_schedule: bool) -> N
     """Ask a worker to leave when it is old enough, has had enough requests, or the schedule says so."""
     if rules.every is not None and now - worker.began >= rules.every:
         worker.ask(5074, f"it has run for {rules.every:g} s")
-    if rules.requests is not None and worker.served >= rules.requests:
+    if rules.requests is not None and worker.served - worker.spared >= rules.requests:
         worker.ask(5075, f"it has had {worker.served} requests")
     if on_schedule:
         worker.ask(5076, "the schedule says so")

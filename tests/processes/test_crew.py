@@ -185,12 +185,13 @@ async def test_without_a_successor_the_old_one_stays(tmp_path: Path, autojump_cl
     async with machine(tmp_path, start="always", recycle={"requests": 10}, start_limit=5) as it:
         await it.until([1001])
         it.answers = 0
-        await it.look(1, served=10)
-        await it.look(20)
+        await it.look(20, served=10)
         assert it.now == [1001]
         assert it.events_told() == [5075, 5012, 5093]
         it.answers = 200
-        await it.look(1, served=10)
+        await it.look(20, served=10 + 9)  # the fronts count on: it is tried again after another ten
+        assert it.now == [1001]
+        await it.look(1, served=20)
         await it.until([1003])
 
 
