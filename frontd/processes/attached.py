@@ -19,6 +19,9 @@ Invariants
 ----------
 * A place is told to fronts only while its process is attached, or expected back.
 * A process may only take a place over that is of the queue it attaches to.
+* A place never outlives its queue: whoever makes another queue of that name, or configures a pool of it, does not get
+  the processes that were attached before.
+* Who has detached, and listens all the same, has no place any more: its socket's file is marked (mode 0).
 * Bounded: `MOST_OF_QUEUE` places of a queue, `MOST` in all.
 * A front that has just begun to serve is told everything; what it is told of another control's places is the same.
 """
@@ -63,6 +66,8 @@ class Attached:
     pid: int = 0
     concurrency: int | None = None
     since: float = field(default_factory=time.time)  # s since the epoch
+    is_pools: bool = False  # the queue is a pool's of the configuration
+    line: trio.CancelScope = field(default_factory=trio.CancelScope)  # of the connection on which it is attached
 
     @property
     def address(self) -> str:
@@ -98,19 +103,28 @@ class Places:
         """
         if again:
             self.check_back(queue, again)
+            if again not in self.attached:
+                self._check_room(queue)
             found = self.attached.setdefault(again, Attached(queue, again, self.folder / again))
             found.who, found.pid, found.concurrency = who, pid, concurrency
+            found.is_pools, found.line = self._is_pools(queue), trio.CancelScope()
             return found, None
+        self._check_room(queue)
+        self._tidy()
+        name = f"{hash_of(queue)}-{os.urandom(4).hex()}"
+        place = Attached(queue, name, self.folder / name, who, pid, concurrency, is_pools=self._is_pools(queue))
+        fd = self._listen(place.path)
+        self.attached[name] = place
+        return place, fd
+
+    def _check_room(self, queue: str) -> None:
         if len(self.of(queue)) >= MOST_OF_QUEUE:
             raise Denied(Word.TOO_MANY, f"{MOST_OF_QUEUE} processes are attached to the queue {queue} already")
         if len(self.attached) >= MOST:
             raise Denied(Word.TOO_MANY, f"{MOST} processes are attached already")
-        self._tidy()
-        name = f"{hash_of(queue)}-{os.urandom(4).hex()}"
-        place = Attached(queue, name, self.folder / name, who, pid, concurrency)
-        fd = self._listen(place.path)
-        self.attached[name] = place
-        return place, fd
+
+    def _is_pools(self, queue: str) -> bool:
+        return queue in self.family.base.pools
 
     def check_back(self, queue: str, name: str) -> None:
         """Raises `Denied` unless the place `name` can be taken again."""
@@ -119,7 +133,7 @@ class Places:
         place = self.attached.get(name)
         if place is not None and place.who:
             raise Denied(Word.ALREADY_EXISTS, "another process has this place")
-        if place is None and not listens(self.folder / name):
+        if place is None and (is_left(self.folder / name) or not listens(self.folder / name)):
             raise Denied(Word.NOT_FOUND, f"there is no such place any more in the queue {queue}; attach anew")
 
     def _listen(self, path: Path) -> int:
@@ -133,14 +147,21 @@ class Places:
             sock.listen(BACKLOG)
             return sock.detach()
 
-    async def detach(self, place: Attached) -> None:
+    async def detach(self, place: Attached, *, may_come_back: bool = False) -> None:
         """A process has ended its connection; returns when no front sends it anything any more."""
         if self.attached.get(place.name) is not place:
             return
-        del self.attached[place.name]
+        self._drop(place, may_come_back=may_come_back)
         self.tell([place.queue])
         with trio.CancelScope(shield=True):
             await self.family.ask_all({"do": "load"})  # answered after what was told before it
+
+    def _drop(self, place: Attached, *, may_come_back: bool = False) -> None:
+        del self.attached[place.name]
+        if not may_come_back:
+            with suppress(OSError):
+                place.path.chmod(0)
+        place.line.cancel()
 
     # ------------------------------------------------------------------ fronts
 
@@ -165,8 +186,16 @@ class Places:
         """Nobody is started here: whoever is to come comes by himself."""
 
     def committed(self, config: Config) -> None:
-        """Another configuration serves: new pools among it learn their places."""
-        self.tell([queue for queue in config.pools if self.of(queue)])
+        """Another configuration serves: new pools among it learn their places, and places whose queue has gone, or is a
+        pool's now, are none any more."""
+        changed = [
+            one for one in self.attached.values()
+            if one.queue not in config.pools or one.is_pools != self._is_pools(one.queue)
+        ]  # fmt: skip
+        for place in changed:
+            self._drop(place)
+            self.family.remark(f"the queue {place.queue} is not what pid {place.pid} was attached to: it is detached")
+        self.tell([queue for queue in config.pools if self.of(queue) or any(one.queue == queue for one in changed)])
 
     def check(self, config: Config) -> None:
         """Nothing of a configuration can be wrong here."""
@@ -185,7 +214,7 @@ class Places:
         for place in before:
             if not place.who:
                 self.family.remark(f"the queue {place.queue}: a process that was attached has not come back")
-                await self.detach(place)
+                await self.detach(place, may_come_back=True)
 
     def _left(self, queues: dict[str, str]) -> Iterator[Attached]:
         """The sockets in the folder on which somebody listens."""
@@ -194,8 +223,9 @@ class Places:
                 found = _NAME.fullmatch(path.name)
                 if found is None:
                     continue
-                if found[1] in queues and listens(path):
-                    yield Attached(queues[found[1]], path.name, path)
+                if found[1] in queues and not is_left(path) and listens(path):
+                    queue = queues[found[1]]
+                    yield Attached(queue, path.name, path, is_pools=self._is_pools(queue))
 
     def _tidy(self) -> None:
         """Remove the files of places that are nobody's."""
@@ -208,6 +238,14 @@ class Places:
 def hash_of(queue: str) -> str:
     """What stands for the name of a queue in the name of a file; nobody finds another queue with the same."""
     return blake2b(queue.encode(), digest_size=8).hexdigest()
+
+
+def is_left(path: Path) -> bool:
+    """Whether its process has detached."""
+    try:
+        return not path.stat().st_mode & 0o777
+    except OSError:  # some servers remove it, and still listen
+        return False
 
 
 def listens(path: Path, table: Path = Path("/proc/net/unix")) -> bool:

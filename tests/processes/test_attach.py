@@ -275,3 +275,64 @@ async def test_a_reload_opens_and_closes_attach_sockets(tmp_path: Path) -> None:
             path.write_text(path.read_text().replace(f"{tmp_path}/shop/t", f"{tmp_path}/taken"))
             said = await house.control("POST /reload")
             assert said["errors"] == [f"attach socket {tmp_path}/taken: the path is taken by something else"]
+
+
+async def attach_raw(stack: AsyncExitStack, path: Path, **data: Any) -> tuple[Any, socket.socket | None, socket.socket]:
+    """What ``POST /attach`` answers, the listening socket, and the connection."""
+
+    def call() -> tuple[Any, socket.socket | None]:
+        body = json.dumps(data).encode()
+        line.settimeout(20)
+        line.connect(str(path))
+        line.sendall(b"POST /attach HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        said = b""
+        fds: list[int] = []
+        while not said.endswith(b"}\n"):
+            part, found, _, _ = socket.recv_fds(line, 65536, 1)
+            assert part, "it ended"
+            said, fds = said + part, fds + found
+        return json.loads(said.partition(b"\r\n\r\n")[2]), socket.socket(fileno=fds[0]) if fds else None
+
+    line = stack.enter_context(socket.socket(socket.AF_UNIX))
+    said, sock = await trio.to_thread.run_sync(call)
+    if sock is not None:
+        stack.enter_context(sock)
+    return said, sock, line
+
+
+async def test_a_place_does_not_outlive_its_queue(tmp_path: Path) -> None:
+    """Whoever was attached to a queue gets nothing of another one of the same name, nor does it come back to it."""
+    path = written(tmp_path)
+    text = path.read_text()
+    async with serving(path) as house, AsyncExitStack() as stack:
+        await attach_raw(stack, tmp_path / "control.sock", queue="vault")
+        pool = f"pools:\n  vault: {{attach: {{socket: {tmp_path}/vault/s}}, queue: {{wait: 200ms}}}}"
+        vault = 'urlacl:\n  - {url: "http://*/vault/", pool: vault}'
+        path.write_text(text.replace("pools:", pool).replace("urlacl:", vault))
+        assert "errors" not in await house.control("POST /reload")
+        assert await processes(house, "vault") == []
+        assert (await house.get("/vault/"))[0] == 503
+        said, _, line = await attach_raw(stack, tmp_path / "vault/s")
+        path.write_text(text)  # the pool goes, and somebody else has one of that name later
+        assert "errors" not in await house.control("POST /reload")
+        assert await trio.to_thread.run_sync(line.recv, 10) == b""
+        path.write_text(text.replace("pools:", pool).replace("urlacl:", vault))
+        assert "errors" not in await house.control("POST /reload")
+        await house.until(lambda: (tmp_path / "vault/s").exists())
+        assert await processes(house, "vault") == []
+        said, _, _ = await attach_raw(stack, tmp_path / "vault/s", place=said["place"])
+        assert said["word"] == "NOT_FOUND"
+
+
+async def test_who_has_detached_has_no_place(tmp_path: Path) -> None:
+    """Although it listens still: neither when control is started anew, nor by calling again."""
+    async with serving(written(tmp_path)) as house, AsyncExitStack() as stack:
+        said, _, line = await attach_raw(stack, tmp_path / "books/s")
+        line.close()
+        await until_attached(house, "books", 0)
+        again, _, _ = await attach_raw(stack, tmp_path / "books/s", place=said["place"])
+        assert again["word"] == "NOT_FOUND"
+        (control,) = house.processes("control_process")
+        await kill(control)
+        await house.until(lambda: house.processes("control_process") not in ([], [control]))
+        assert await processes(house, "books") == []
