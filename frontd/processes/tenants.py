@@ -236,7 +236,12 @@ class Tenants:
         if space.queue(name) is None:
             owner = Holder(Account("pool", -1, name)) if configured is not None else holder
             space = space.create(owner, name)
-        return space.register(holder, name, wanted)
+        space = space.register(holder, name, wanted)
+        if not exists and not holder.is_admin and not wanted:
+            raise Denied(
+                Word.ACCESS_DENIED, f"there is no queue {name}, and {holder} makes one only for a URL that is reserved"
+            )
+        return space
 
     def _is_in_file(self, holder: Holder, name: str, url: UrlPrefix, space: Namespace) -> bool:
         """Whether the configuration itself leads `url` to the queue.  Raises `Denied` when it leads it elsewhere."""

@@ -99,6 +99,9 @@ async def test_users_are_known_by_their_uid(open_folder: Path) -> None:
             assert (await house.get("/ann/x/1"))[0] == 200
             assert (await house.get("/ann/"))[0] == 503, "reserved, and not registered"
             assert (await queues(house))["http-80-any-ann-x"]["owner"] == f"user uid {ANN}"
+        async with tenant([*as_ann, *words(control, "--queue", "empty")]) as it:
+            assert await it.ended() == 1
+            assert "makes one only for a URL that is reserved" in it.said
         async with tenant([*as_ann, *words(control, "--queue", "shop")]) as it:
             assert await it.ended() == 1
             assert "the pool shop of the configuration is not user uid" in it.said
