@@ -22,13 +22,15 @@ Invariants
 ----------
 * uid 65534 and pid 0 mean that the kernel does not know the caller here (another user or pid namespace): such a caller
   holds nothing, unless it is root by the main control socket.
-* Every change, and every refusal, is written down: who, what, from where, what came of it.
+* Every change, and every refusal, is written down: who, what, from where, what came of it.  Of one caller's refusals
+  at most `MOST_REFUSALS` a second are; how many were not, the next line says.
 * An answer says whose reservation stands in the way, and nothing else about others.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -50,6 +52,8 @@ from frontd.processes.runtime import BuildProblem
 from frontd.processes.statefiles import StateProblem
 from frontd.processes.status import iso
 
+MOST_REFUSALS = 10  # lines of the log a second, of one caller
+MOST_CALLERS = 1024  # that are remembered for it
 UNKNOWN = 65534  # the overflow uid (user_namespaces(7))
 MODES = ("create", "attach", "create-or-attach")
 _STATUS = {Word.ACCESS_DENIED: 403, Word.ALREADY_EXISTS: 409, Word.NOT_FOUND: 404, Word.SCHEME_CONFLICT: 409,
@@ -66,6 +70,7 @@ class Tenants:
         self.registry = registry
         self.places = places
         self.doors = Doors(family, self.answer_pool)
+        self._refusals: dict[str, tuple[int, int]] = {}  # by who: the second, and how many came in it
         self.endpoints: dict[tuple[str, str], Answerer] = {
             ("GET", "/urlacl"): self.list_reservations,
             ("POST", "/urlacl"): partial(self._answer, "urlacl add", self.add_reservation),
@@ -82,7 +87,8 @@ class Tenants:
     async def answer_pool(self, pool: str, call: Call) -> Reply:
         """The reply to one request on the attach socket of `pool`."""
         if (call.method, call.path) != ("POST", "/attach"):
-            self._audit(f"{call.method} {call.path}", call.caller, f"pool {pool}", "refused, this socket only attaches")
+            outcome = "this socket only attaches"
+            self._audit_refusal(f"{call.method} {call.path}", call.caller, f"pool {pool}", outcome)
             return as_json({"error": "this socket takes POST /attach and nothing else"}, 403)
         holder = Holder(Account("pool", -1, pool))
         return await self._do("attach", partial(self.attach, pool=pool), holder, call)
@@ -92,7 +98,7 @@ class Tenants:
         try:
             holder = holder_of(call.caller)
         except Denied as denied:
-            self._audit(what, call.caller, "nobody known", f"refused, {denied}")
+            self._audit_refusal(what, call.caller, "nobody known", str(denied))
             return refusal(denied)
         return await self._do(what, do, holder, call)
 
@@ -102,11 +108,28 @@ class Tenants:
         except ValueError as error:
             outcome, reply = str(error), refusal(Denied(Word.INVALID, str(error)))
         except Denied as denied:
-            outcome, reply = f"refused, {denied}", refusal(denied)
+            outcome, reply = str(denied), refusal(denied)
         except (StateProblem, BuildProblem, OSError) as error:
-            outcome, reply = f"refused, {error}", as_json({"error": str(error)}, 503)
-        self._audit(what, call.caller, str(holder), outcome)
+            outcome, reply = str(error), as_json({"error": str(error)}, 503)
+        else:
+            self._audit(what, call.caller, str(holder), outcome)
+            return reply
+        self._audit_refusal(what, call.caller, str(holder), outcome)
         return reply
+
+    def _audit_refusal(self, what: str, caller: Caller, who: str, outcome: str) -> None:
+        """Write a refusal down; a caller that asks without end does not fill the disk."""
+        now = int(time.monotonic())
+        second, count = self._refusals.get(who, (now, 0))
+        unsaid = 0
+        if second != now:
+            unsaid, count = max(0, count - MOST_REFUSALS), 0
+        elif who not in self._refusals and len(self._refusals) >= MOST_CALLERS:
+            self._refusals.clear()
+        self._refusals[who] = (now, count + 1)
+        if count < MOST_REFUSALS:
+            also = f"; {unsaid} more were refused before" if unsaid else ""
+            self._audit(what, caller, who, f"refused, {outcome[:900]}{also}")
 
     def _audit(self, what: str, caller: Caller, who: str, outcome: str) -> None:
         self.family.remark(f"audit: {what} by {printable(who)} ({caller}): {printable(outcome)}")

@@ -336,3 +336,17 @@ async def test_who_has_detached_has_no_place(tmp_path: Path) -> None:
         await kill(control)
         await house.until(lambda: house.processes("control_process") not in ([], [control]))
         assert await processes(house, "books") == []
+
+
+async def test_refusals_do_not_fill_the_log(tmp_path: Path) -> None:
+    async with serving(written(tmp_path)) as house:
+        async with await trio.open_unix_socket(tmp_path / "shop/s") as stream:
+            for _ in range(500):
+                await stream.send_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 403 ")
+        with trio.fail_after(10):
+            while "more were refused before" not in (tmp_path / "error.log").read_text():
+                assert (await raw(tmp_path / "shop/s", "GET /last"))[0] == 403
+        log = (tmp_path / "error.log").read_text()
+        assert log.count("refused, this socket only attaches") < 100
+        assert "audit: GET /last by pool shop (uid " in log
