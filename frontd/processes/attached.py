@@ -229,9 +229,14 @@ class Places:
 
     def _tidy(self) -> None:
         """Remove the files of places that are nobody's."""
+        table: frozenset[str] | None = None  # read once: there may be many
         with suppress(OSError):
             for path in self.folder.iterdir():
-                if path.name not in self.attached and not listens(path):
+                if path.name in self.attached:
+                    continue
+                if table is None:
+                    table = bound_here()
+                if str(path) not in table if table is not None else not takes_connections(path):
                     path.unlink(missing_ok=True)
 
 
@@ -251,15 +256,21 @@ def is_left(path: Path) -> bool:
 def listens(path: Path, table: Path = Path("/proc/net/unix")) -> bool:
     """Whether a process listens on a Unix socket that was bound here (proc(5)); where the kernel shows no such table,
     a connect shows it, which the process may wonder about."""
+    found = bound_here(table)
+    return takes_connections(path) if found is None else str(path) in found
+
+
+def bound_here(table: Path = Path("/proc/net/unix")) -> frozenset[str] | None:
+    """The paths of the Unix sockets that listen; None: the kernel shows no table of them."""
     try:
         lines = table.read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return takes_connections(path)
-    for line in lines:
-        words = line.split(None, 7)  # Num RefCount Protocol Flags Type St Inode Path
-        if len(words) == 8 and words[7] == str(path) and int(words[3], 16) & SO_ACCEPTCON:
-            return True
-    return False
+        return None
+    every = (line.split(None, 7) for line in lines)  # Num RefCount Protocol Flags Type St Inode Path
+    return frozenset(
+        words[7] for words in every
+        if len(words) == 8 and words[7].startswith("/") and int(words[3], 16) & SO_ACCEPTCON
+    )  # fmt: skip
 
 
 def takes_connections(path: Path) -> bool:
