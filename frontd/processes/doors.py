@@ -35,11 +35,12 @@ Answer = Callable[[str, Call], Awaitable[Reply]]
 
 
 class Doors:
-    """All attach sockets.  `answer` is given the pool and the call."""
+    """All attach sockets.  `answer` is given the pool and the call; `closed` runs after some have been closed."""
 
-    def __init__(self, family: Family, answer: Answer) -> None:
+    def __init__(self, family: Family, answer: Answer, closed: Callable[[], Awaitable[None]]) -> None:
         self.family = family
         self.answer = answer
+        self.closed = closed
         self._open: dict[Path, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._fitting = trio.Lock()
@@ -56,7 +57,10 @@ class Doors:
         assert self._nursery is not None
         wanted = sockets_of(config)
         async with self._fitting:
-            for path in self._open.keys() - wanted.keys():
+            unwanted = self._open.keys() - wanted.keys()
+            if unwanted:
+                self._nursery.start_soon(self.closed)
+            for path in unwanted:
                 self._open.pop(path).cancel()
                 self.family.master.tell({"do": "close", "key": ATTACH + str(path)})
             failed: OSError | None = None

@@ -36,6 +36,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import trio
+
 from frontd.config.aclchecks import is_served
 from frontd.config.urlacl import gid_of, uid_of, user_account
 from frontd.model.errors import Reason
@@ -69,7 +71,7 @@ class Tenants:
         self.family = family
         self.registry = registry
         self.places = places
-        self.doors = Doors(family, self.answer_pool)
+        self.doors = Doors(family, self.answer_pool, places.expect)
         self._refusals: dict[str, tuple[int, int]] = {}  # by who: the second, and how many came in it
         self.endpoints: dict[tuple[str, str], Answerer] = {
             ("GET", "/urlacl"): self.list_reservations,
@@ -284,9 +286,13 @@ class Tenants:
 
         When it is control that ends, the process stays attached, and calls the next one.
         """
-        with suppress(Broken), place.line:
-            while await stream.receive(float("inf"), Reason.Timer_HeaderWait):
-                pass
+        try:
+            with suppress(Broken), place.line:
+                while await stream.receive(float("inf"), Reason.Timer_HeaderWait):
+                    pass
+        except trio.Cancelled:
+            place.who = ""  # control ends, or the attach socket is another one now: it is expected back
+            raise
         await self.places.detach(place)
         self.family.remark(f"audit: detach of {printable(place.who)} pid {place.pid}: queue {place.queue}")
 

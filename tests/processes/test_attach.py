@@ -339,7 +339,7 @@ async def test_who_has_detached_has_no_place(tmp_path: Path) -> None:
 
 
 async def test_refusals_do_not_fill_the_log(tmp_path: Path) -> None:
-    async with serving(written(tmp_path)) as house:
+    async with serving(written(tmp_path)):
         async with await trio.open_unix_socket(tmp_path / "shop/s") as stream:
             for _ in range(500):
                 await stream.send_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -350,3 +350,17 @@ async def test_refusals_do_not_fill_the_log(tmp_path: Path) -> None:
         log = (tmp_path / "error.log").read_text()
         assert log.count("refused, this socket only attaches") < 100
         assert "audit: GET /last by pool shop (uid " in log
+
+
+async def test_the_attach_socket_moves(tmp_path: Path) -> None:
+    """Who was attached on the one before comes back on the new one."""
+    path = written(tmp_path)
+    async with serving(path) as house, AsyncExitStack() as stack:
+        said, _, line = await attach_raw(stack, tmp_path / "books/s")
+        path.write_text(path.read_text().replace("/books/s", "/books/t"))
+        assert "errors" not in await house.control("POST /reload")
+        assert await trio.to_thread.run_sync(line.recv, 10) == b""
+        await house.until(lambda: (tmp_path / "books/t").exists())
+        again, _, _ = await attach_raw(stack, tmp_path / "books/t", place=said["place"])
+        assert (again.get("place"), again.get("socket")) == (said["place"], False)
+        await until_attached(house, "books", 1)
