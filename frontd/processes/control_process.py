@@ -342,7 +342,7 @@ class Seat:
                 family.welcome(data["index"], data["pid"], data["since"], data["role"], sock)
             case "gone":
                 family.farewell(data["index"], data["pid"], data["how"])
-            case "worker" | "worker gone":
+            case "workers" | "worker gone":
                 assert self.supervisor is not None
                 self.supervisor.heard(message)
             case "reload":

@@ -25,7 +25,7 @@ It does what control asks for over a channel (`frontd.processes.channel`):
 | ``retire`` | when control has ended, starts the next one at once | |
 
 and tells control what it cannot know: ``hello`` (everything that stands, to a control that has just started), ``front``
-and ``gone``, ``worker`` and ``worker gone`` (processes that come and go), ``reload``, ``upgrade``, ``reopen``,
+and ``gone``, ``workers`` and ``worker gone`` (processes that come and go), ``reload``, ``upgrade``, ``reopen``,
 ``drain`` and ``end`` (signals).  Each front has a channel to control; the master keeps a copy of control's end and
 hands it to the next control.
 
@@ -330,7 +330,7 @@ class Master:
         try:
             channel.send(line, data, files)
         except BlockingIOError:
-            process.send_signal(signal.SIGKILL)
+            self.control.kill()
         except OSError:  # it has ended, which the next look at children shows
             pass
 

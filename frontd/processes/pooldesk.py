@@ -16,7 +16,7 @@ from frontd.processes.calls import Answerer, Call, Reply, as_json
 from frontd.processes.crew import Crew
 from frontd.processes.events import Events
 from frontd.processes.status import iso
-from frontd.processes.usage import usage_of
+from frontd.processes.usage import NOTHING, Usage, usages
 from frontd.processes.worker import Worker
 
 
@@ -38,7 +38,8 @@ class PoolDesk:
 
     async def workers(self, _: Call) -> Reply:
         """All supervised pools."""
-        return as_json({"pools": [facts(crew) for crew in self.crews.values()]})
+        used = usages(worker.pid for crew in self.crews.values() for worker in crew.workers)
+        return as_json({"pools": [facts(crew, used) for crew in self.crews.values()]})
 
     async def latest(self, _: Call) -> Reply:
         """The latest events."""
@@ -70,23 +71,25 @@ class PoolDesk:
             return as_json({"error": f"there is no pool {name!r} with workers; known: {known}"}, 404)
         verb(crew)
         self.remark(f"audit: {what} by {call.caller}: ok")
-        return as_json(facts(crew))
+        return as_json(facts(crew, usages(worker.pid for worker in crew.workers)))
 
 
-def facts(crew: Crew) -> dict[str, Any]:
-    """A pool and its workers, as `frontd show workers` tells of them."""
+def facts(crew: Crew, used: Mapping[int, Usage]) -> dict[str, Any]:
+    """A pool and its workers, as `frontd show workers` tells of them; `used` is what they use, by pid."""
     return {
         "name": crew.name, "state": crew.state, "off": crew.off,
         "until": iso(crew.until) if crew.off and crew.until is not None else None,
         "count": crew.settings.count, "start": crew.settings.start, "failures": len(crew.failures),
         "start_limit": crew.settings.start_limit, "stop_limit": crew.settings.stop_limit,
-        "workers": [worker_facts(worker) for worker in sorted(crew.workers, key=lambda one: one.pid)],
+        "workers": [
+            worker_facts(worker, used.get(worker.pid, NOTHING))
+            for worker in sorted(crew.workers, key=lambda one: one.pid)
+        ],
     }  # fmt: skip
 
 
-def worker_facts(worker: Worker) -> dict[str, Any]:
+def worker_facts(worker: Worker, usage: Usage) -> dict[str, Any]:
     """One worker; `active` and `served` are as of the last second, `memory` in bytes, `cpu` in seconds."""
-    usage = usage_of(worker.pid)
     return {
         "pid": worker.pid, "slot": worker.slot, "state": worker.state, "address": str(worker.address),
         "since": iso(worker.since), "active": worker.active, "served": worker.served,

@@ -267,21 +267,26 @@ class Supervisor:
         self.family.master.tell({"do": "memo", "memo": memo})
 
     def heard(self, message: Message) -> None:
-        """The master says something of a worker."""
+        """The master says something of workers."""
         data = message.data
-        if data["do"] == "worker":
-            note = data["note"]
-            began = trio.current_time() - (time.time() - data["since"])
-            worker = Worker(data["key"], note["slot"], address_of(note["address"]), data["pid"], data["since"], began)
-            worker.state, worker.program = note["state"], note["program"]
-            self._before[worker.key] = worker, worker.slot
-            self._read_from(worker, message)
-            self._inherited.discard(worker.key)
+        if data["do"] == "workers":
+            for facts in data["workers"]:
+                self._inherit(facts, message)
         else:
             self._inherited.discard(data["key"])
             self._ended(data["key"], data["code"])
         if not self._inherited:
             self._is_told.set()
+
+    def _inherit(self, facts: dict[str, Any], message: Message) -> None:
+        """A worker of the control before; the end of its output is the next file of the message."""
+        note, since = facts["note"], facts["since"]
+        began = trio.current_time() - (time.time() - since)
+        worker = Worker(facts["key"], note["slot"], address_of(note["address"]), facts["pid"], since, began)
+        worker.state, worker.program = note["state"], note["program"]
+        self._before[worker.key] = worker, worker.slot
+        self._read_from(worker, message)
+        self._inherited.discard(worker.key)
 
     def _ended(self, key: str, code: int) -> None:
         if key in self._before:

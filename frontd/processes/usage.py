@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -20,20 +21,26 @@ NOTHING = Usage(0, 0.0)
 
 def usage_of(session: int) -> Usage:
     """The sum over the processes of a session; zeros when it has none."""
-    private, cpu = 0, 0.0
+    return usages([session])[session]
+
+
+def usages(sessions: Iterable[int]) -> dict[int, Usage]:
+    """`usage_of` several, in one look at all processes."""
+    found = dict.fromkeys(sessions, NOTHING)
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             with open(f"/proc/{name}/stat") as file:
                 words = file.read().rpartition(")")[2].split()
-            if int(words[3]) != session:
+            if (session := int(words[3])) not in found:
                 continue
+            private, cpu = found[session]
             cpu += (int(words[11]) + int(words[12])) / _TICK
-            private += _private(name)
+            found[session] = Usage(private + _private(name), cpu)
         except (OSError, IndexError, ValueError):
             continue  # it has just ended
-    return Usage(private, cpu)
+    return found
 
 
 def _private(pid: str) -> int:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 BACKLOG = 1024
+TOLD_AT_ONCE = 200  # workers in a message, which has a file for each; SCM_MAX_FD is 253
 LAUNCH = Path(__file__).with_name("launch.py")
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -127,9 +128,11 @@ class Workers:
         return {"do": "worker gone", "key": worker.key, "pid": pid, "code": code}
 
     def facts(self) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """What a new control is told of each, and the end of its output."""
-        for worker in self.running.values():
-            yield {"do": "worker", **facts(worker)}, [worker.output]
+        """What a new control is told of all, and the ends of their outputs: in few messages, as it reads none yet."""
+        every = list(self.running.values())
+        for at in range(0, len(every), TOLD_AT_ONCE):
+            some = every[at : at + TOLD_AT_ONCE]
+            yield {"do": "workers", "workers": [facts(one) for one in some]}, [one.output for one in some]
 
     def end(self) -> None:
         """Ask all to end."""

@@ -95,6 +95,15 @@ class House:
                 await trio.sleep(0.01)
         return answer[1]
 
+    async def until_workers(self, name: str, count: int) -> None:
+        """Until so many workers of a pool are ready, as the control socket says."""
+        with trio.fail_after(2 * PATIENCE):
+            while True:
+                pools = {one["name"]: one for one in (await self.control("GET /workers"))["pools"]}
+                if sum(one["state"] == "ready" for one in pools[name]["workers"]) == count:
+                    return
+                await trio.sleep(0.2)
+
     async def until_status(self, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The status, when it is as it should be."""
         with trio.fail_after(PATIENCE):

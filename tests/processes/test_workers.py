@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +18,15 @@ from tests.processes.house import House, family, has_ended, kill, serving
 from tests.scenarios.test_control_api import OPERATIONS, faults
 
 APP = Path(__file__).with_name("worker_app.py")
+TINY = r"""
+import socket, sys
+listening = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    one = listening.accept()[0]
+    one.recv(65536)
+    one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    one.close()
+"""
 
 
 def written(where: Path, workers: str, *, queue: str = "limit: 1000", word: str = "fd:{fd}", fronts: int = 2) -> Path:
@@ -447,3 +457,18 @@ async def test_the_event_log(tmp_path: Path) -> None:
         assert event.pop("time")[:2] == "20"
         text = f"worker {pid} ended unexpectedly (SIGKILL)"
         assert event == {"id": 5009, "level": "warning", "pool": "app", "text": text, "pid": pid}
+
+
+async def test_a_control_that_takes_over_hears_of_many_workers(tmp_path: Path) -> None:
+    """More than fit into its channel one by one, before it reads."""
+    path = written(tmp_path, "start: always\n      count: 220", fronts=1)
+    (tmp_path / "tiny.py").write_text(TINY)
+    tiny = f'["{sys.executable}", "-I", "-S", "{tmp_path}/tiny.py", "{{fd}}"]'
+    path.write_text(re.sub(r"command: .*", f"command: {tiny}", path.read_text()))
+    async with serving(path) as house:
+        await house.until_workers("app", 220)
+        (control,) = house.processes("control_process")
+        await kill(control)
+        await house.until_workers("app", 220)
+        assert house.processes("control_process") != [control]
+        assert (await house.get())[0] == 200
