@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from frontd.cli.common import config_option, count, discovery, file_argument, print_problems, read_config
+from frontd.cli.common import ConfigFailure, config_option, count, discovery, file_argument, print_problems, read_config
 from frontd.cli.controlclient import Where, fetch, read_options
+
+if TYPE_CHECKING:
+    from frontd.config.model import Config
 
 
 @click.command(short_help="Find every problem of a configuration.")
@@ -25,8 +29,20 @@ def check(config: str | None, schema: bool) -> None:
         return
     loaded = read_config(config)
     print_problems(loaded.warnings)
+    if obstacles := workers_obstacles(loaded.config):
+        for why in obstacles:
+            click.echo(f"{loaded.name}: error: {why}\n", err=True)
+        raise ConfigFailure(f"the configuration has {count(len(obstacles), 'error')}")
     warned = f", {count(len(loaded.warnings), 'warning')}" if loaded.warnings else ""
     click.echo(f"ok: {count(len(loaded.config.sites), 'site')}, {count(len(loaded.config.pools), 'pool')}{warned}")
+
+
+def workers_obstacles(config: Config) -> list[str]:
+    """What keeps workers from being started here, as `frontd serve` would say it."""
+    from frontd.processes.presets import obstacle
+
+    found = [(name, obstacle(pool.workers)) for name, pool in config.pools.items() if pool.workers is not None]
+    return [f"pools.{name}.workers{why}" for name, why in found if why]
 
 
 @click.command("config", short_help="The configuration in full.")

@@ -14,6 +14,8 @@ with the one that frontd knows (gunicorn).  Requests may take as long as frontd 
 from __future__ import annotations
 
 import importlib.util
+import os
+import pwd
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -83,3 +85,19 @@ def _program(server: str, path: str | None) -> Sequence[str] | None:
         return [sys.executable, "-m", server]
     found = shutil.which(server, path=path)
     return None if found is None else [found]
+
+
+def obstacle(workers: Workers) -> str:
+    """Why workers cannot be started on this machine by this user, to stand behind ``pools.NAME.workers``; or empty."""
+    try:
+        command_of(workers)
+    except NoServer as error:
+        return f": {error}"
+    if workers.user is not None:
+        try:
+            entry = pwd.getpwnam(workers.user)
+        except KeyError:
+            return f".user: there is no user {workers.user}"
+        if os.geteuid() not in (0, entry.pw_uid):
+            return f".user: only root can run workers as {workers.user}"
+    return ""

@@ -31,7 +31,7 @@ from frontd.processes.handover import pack
 from frontd.processes.reload import fixed_of
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.statefiles import StateProblem
-from frontd.processes.supervisor import check
+from frontd.processes.supervisor import check_workers
 
 
 def main() -> None:
@@ -60,9 +60,7 @@ def read(seat: Seat) -> tuple[dict[str, Any], list[int]]:
     """
     handover, warnings = seat.whole()
     config = handover.config
-    for pool in config.pools.values():
-        if pool.workers is not None:
-            check(pool.name, pool.workers)
+    check_workers(config)
     said = {
         "warnings": [str(one) for one in warnings],
         "listen": [[key_of(one), one.name, one.address, one.port] for one in config.listen.values()],

@@ -23,7 +23,6 @@ Invariants
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 import socket
 import time
@@ -42,7 +41,7 @@ from frontd.processes.family import Family, Member
 from frontd.processes.fronts import LEAVING
 from frontd.processes.line import Gone
 from frontd.processes.master import how
-from frontd.processes.presets import NoServer, command_of, variables_of
+from frontd.processes.presets import NoServer, command_of, obstacle, variables_of
 from frontd.processes.runtime import BuildProblem
 from frontd.processes.worker import Worker, program_of
 from frontd.upstream.client import Address
@@ -103,9 +102,7 @@ class Supervisor:
 
     def check(self, config: Config) -> None:
         """Raises `BuildProblem` when workers of `config` cannot be started here."""
-        for name, pool in config.pools.items():
-            if pool.workers is not None:
-                check(name, pool.workers)
+        check_workers(config)
 
     def committed(self, config: Config) -> None:
         """Another configuration is about to serve."""
@@ -340,19 +337,11 @@ def note_of(pool: str, slot: int, address: Address, state: str, program: str) ->
     return {"pool": pool, "slot": slot, "address": str(address), "state": state, "program": program}
 
 
-def check(name: str, workers: Workers) -> None:
-    """Raises `BuildProblem` when workers cannot be started here."""
-    try:
-        command_of(workers)
-    except NoServer as error:
-        raise BuildProblem(f"pools.{name}.workers: {error}") from None
-    if workers.user is not None:
-        try:
-            entry = pwd.getpwnam(workers.user)
-        except KeyError:
-            raise BuildProblem(f"pools.{name}.workers.user: there is no user {workers.user}") from None
-        if os.geteuid() not in (0, entry.pw_uid):
-            raise BuildProblem(f"pools.{name}.workers.user: only root can run workers as {workers.user}")
+def check_workers(config: Config) -> None:
+    """Raises `BuildProblem` when workers of `config` cannot be started here."""
+    for name, pool in config.pools.items():
+        if pool.workers is not None and (why := obstacle(pool.workers)):
+            raise BuildProblem(f"pools.{name}.workers{why}")
 
 
 def environment_of(workers: Workers) -> dict[str, str]:

@@ -45,6 +45,18 @@ def test_check_prints_every_problem_and_exits_3(runner: CliRunner) -> None:
     assert result.stdout == ""
 
 
+def test_check_says_what_keeps_workers_from_being_started(runner: CliRunner) -> None:
+    pool = "pools: {app: {workers: {command: [app, '{fd}'], user: nobody-of-this-name}}}\n"
+    Path("frontd.yaml").write_text(GOOD.replace("'http://app:9000'", "app") + pool)
+    result = runner.invoke(cli, ["check"])
+    assert result.exit_code == 3
+    assert "frontd.yaml: error: pools.app.workers.user: there is no user nobody-of-this-name\n" in result.stderr
+    assert result.stderr.endswith("the configuration has 1 error\n")
+    good = pool.replace(", user: nobody-of-this-name", "")
+    Path("frontd.yaml").write_text(GOOD.replace("'http://app:9000'", "app") + good)
+    assert runner.invoke(cli, ["check"]).exit_code == 0
+
+
 @pytest.mark.parametrize("verb", ["check", "serve"])
 def test_the_file_may_be_named_without_c(monkeypatch: pytest.MonkeyPatch, runner: CliRunner, verb: str) -> None:
     Path("bad.yaml").write_text("sitez: {}\n")
