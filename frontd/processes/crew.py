@@ -16,7 +16,8 @@ Invariants
 * A worker is among the places of the fronts from the moment it has answered until it is known to be gone or is asked to
   leave; it is asked to end only when no exchange is left on it, or at the stop limit.
 * A failure (ended by itself, not ready in time, ping missed) is counted once; `rapid_fail.failures` of them within its
-  time take the pool out of service, and nothing is started then.
+  time take the pool out of service, and nothing is started then.  What does not start while another worker serves is
+  told and not counted: a broken deployment does not end the workers that are well.
 * Everything waits for a bounded time, and a process that does not do what it is asked for is killed.
 """
 
@@ -40,6 +41,7 @@ from frontd.processes.usage import usage_of
 from frontd.processes.worker import Worker, computing, is_due, judge, program_of
 
 PAUSE_FIRST, PAUSE_LAST = 0.1, 5.0  # s before a worker that failed is started again, doubling
+SPARED = 60.0  # s before a worker whose successor did not start is found too large again
 MEASURE = 5.0  # s between two looks at memory and computing
 
 
@@ -196,7 +198,7 @@ class Crew:
             with trio.CancelScope(shield=True):  # a process that nobody waits for would run for ever
                 worker = await self.hands.spawn(self, slot, self.number)
         except CannotStart as error:
-            self._failed(5009, f"a worker cannot be started: {error}")
+            self._failed(5009, f"a worker cannot be started: {error}", counts=not self.ready)
             return None
         self.workers.append(worker)
         if self.off:  # it was taken out of service meanwhile
@@ -211,7 +213,7 @@ class Crew:
         why_not = await until_ready(worker, self.settings.warm_up, self.settings.start_limit)
         if why_not and not worker.gone.is_set():
             text = f"worker {worker.pid} was not ready within {self.settings.start_limit:g} s ({why_not})"
-            self._failed(5012, f"{text}; it is killed", pid=worker.pid)
+            self._failed(5012, f"{text}; it is killed", counts=not self.ready, pid=worker.pid)
             self._kill(worker)
         return not why_not
 
@@ -238,7 +240,7 @@ class Crew:
             self.events.tell(5093, self.name, f"worker {worker.pid} stays: its successor did not start")
             worker.order, worker.over = None, trio.Event()
             worker.began = trio.current_time()  # the next try is a whole period away
-            worker.spared = worker.served
+            worker.spared, worker.spared_until = worker.served, trio.current_time() + SPARED
             if worker.gone.is_set():
                 return None
             return worker
@@ -275,10 +277,13 @@ class Crew:
 
     # ------------------------------------------------------------------ failures
 
-    def _failed(self, number: int, text: str, **facts: object) -> None:
-        """Count a failure, and stop trying when there were too many."""
+    def _failed(self, number: int, text: str, *, counts: bool = True, **facts: object) -> None:
+        """Tell of a failure, count it, and stop trying when there were too many."""
         now, rules = time.time(), self.settings.rapid_fail
         self.events.tell(number, self.name, text, **facts)
+        if not counts:
+            self._changed_now()
+            return
         self.failures.append(now)
         if len(self.failures) >= rules.failures and now - self.failures[0] <= rules.within and not self.off:
             self.off = f"{len(self.failures)} failure{'s' * (rules.failures > 1)} within {rules.within:g} s"
@@ -318,7 +323,8 @@ class Crew:
             self.hands.publish(self)
         if not worker.is_asked:
             while_starting = " while it started" if worker.state == "starting" else ""
-            self._failed(5009, f"worker {worker.pid} ended unexpectedly{while_starting} ({how})", pid=worker.pid)
+            text = f"worker {worker.pid} ended unexpectedly{while_starting} ({how})"
+            self._failed(5009, text, counts=not (while_starting and self.ready), pid=worker.pid)
         self._changed_now()
 
     def want(self) -> None:
@@ -356,7 +362,7 @@ class Crew:
         """Look at what a worker uses, and do what is said for too much of it."""
         worker.usage = usage_of(worker.pid)
         most, cpu = self.settings.recycle.private_memory, self.settings.cpu
-        if most is not None and worker.usage.private >= most:
+        if most is not None and worker.usage.private >= most and now >= worker.spared_until:
             worker.ask(5117, f"it has {worker.usage.private} bytes of private memory")
         if cpu is None or (percent := computing(worker, now, cpu.over)) <= cpu.limit:
             return

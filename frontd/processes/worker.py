@@ -39,6 +39,7 @@ class Worker:
     served: int = 0
     spared: int = 0  # of them, those before its successor did not start
     moved: int = 0
+    spared_until: float = 0.0  # on trio's clock: it is not found too large before
     program: str = ""  # which it was started as (`program_of`)
     usage: Usage = NOTHING
     computed: deque[tuple[float, float]] = field(default_factory=deque)  # (when, seconds of computing until then)

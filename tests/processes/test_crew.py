@@ -195,6 +195,20 @@ async def test_without_a_successor_the_old_one_stays(tmp_path: Path, autojump_cl
         await it.until([1003])
 
 
+async def test_starts_in_vain_do_not_end_a_worker_that_is_well(tmp_path: Path, autojump_clock: object) -> None:
+    rules = {"failures": 2, "within": 3600}
+    async with machine(tmp_path, start="always", recycle={"every": 60}, start_limit=5, rapid_fail=rules) as it:
+        await it.until([1001])
+        it.answers = 0
+        await it.look(600)
+        assert it.now == [1001]
+        told = it.events_told()
+        assert told.count(5093) > 5
+        assert 5002 not in told
+        it.answers = 200
+        await it.another(1001)
+
+
 async def test_only_an_answer_below_500_warms_it_up(tmp_path: Path, autojump_clock: object) -> None:
     async with machine(tmp_path, start="always", warm_up=["/a", "/b"]) as it:
         it.answers = 503
