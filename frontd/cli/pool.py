@@ -57,7 +57,7 @@ def recycle(name: str, no_wait: bool, socket_path: str | None) -> None:
 @socket_option
 def restart(name: str, no_wait: bool, socket_path: str | None) -> None:
     """End the workers of the pool NAME and start others; requests wait meanwhile."""
-    Errand(name, socket_path, no_wait).run("restart", replaced, "has new workers")
+    Errand(name, socket_path, no_wait).run("restart", restarted, "has new workers")
 
 
 def replaced(before: set[int], now: Data) -> bool:
@@ -72,6 +72,11 @@ def replaced(before: set[int], now: Data) -> bool:
             f"worker {stays[0]} stays: its successor did not start ('frontd show events' and the error log say why)"
         )
     return not before & {worker["pid"] for worker in ready} and (complete(now) or not before)
+
+
+def restarted(before: set[int], now: Data) -> bool:
+    """`replaced`, also when none ran before."""
+    return replaced(before, now) and complete(now)
 
 
 def complete(now: Data) -> bool:
