@@ -76,12 +76,20 @@ def bind_control(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
-        return _bound_at(path, mode, owner, group)
+        sock = bind_unix(path, mode, owner, group, backlog=CONTROL_BACKLOG)
     except OSError as error:
         raise OSError(error.errno or errno.EINVAL, f"{what} socket {path}: {error.strerror or error}") from None
+    sock.setblocking(False)
+    return sock
 
 
-def _bound_at(path: Path, mode: int, owner: int, group: int) -> socket.socket:
+def bind_unix(
+    path: Path, mode: int = 0o600, owner: int = -1, group: int = -1, *, backlog: int = BACKLOG
+) -> socket.socket:
+    """A listening, blocking Unix socket with `mode` at `path`, where nothing is yet.
+
+    `owner` and `group` are numbers, -1: as it comes.  Raises `OSError`.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         previous = os.umask(0o777 & ~mode)  # the mode is right from the first moment
@@ -91,8 +99,7 @@ def _bound_at(path: Path, mode: int, owner: int, group: int) -> socket.socket:
             os.umask(previous)
         if (owner, group) != (-1, -1):
             os.chown(path, owner, group, follow_symlinks=False)
-        sock.listen(CONTROL_BACKLOG)
-        sock.setblocking(False)
+        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

@@ -43,12 +43,12 @@ import trio
 
 from frontd.config.model import Config
 from frontd.model.reservations import Denied, Word
+from frontd.net.binding import bind_unix
 from frontd.processes.family import Family, Member
 
 MOST = 1024
 MOST_OF_QUEUE = 64
 COMES_BACK = 20.0  # s for the process of a control that has died to call again; its back-off is 2 s at most
-BACKLOG = 1024  # the kernel caps it at net.core.somaxconn
 
 SO_ACCEPTCON = 0x10000  # a flag of the table; net.h calls it __SO_ACCEPTCON
 
@@ -138,14 +138,7 @@ class Places:
 
     def _listen(self, path: Path) -> int:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            previous = os.umask(0o177)
-            try:
-                sock.bind(str(path))
-            finally:
-                os.umask(previous)
-            sock.listen(BACKLOG)
-            return sock.detach()
+        return bind_unix(path).detach()
 
     async def detach(self, place: Attached, *, may_come_back: bool = False) -> None:
         """A process has ended its connection; returns when no front sends it anything any more."""

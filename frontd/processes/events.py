@@ -16,7 +16,7 @@ from typing import Any
 
 KEPT = 200  # of the latest, for those who ask
 
-# Number: its level.  5093, 5078 and the rest of the list of WAS have no counterpart here.
+# Number: its level.  5077 (virtual memory), 5078 (ISAPI) and the rest of the list of WAS have no counterpart.
 LEVELS: dict[int, str] = {
     5002: "error",  # rapid-fail protection has taken the pool out of service
     5009: "warning",  # a worker ended unexpectedly

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BACKLOG = 1024
+from frontd.net.binding import bind_unix
+
 TOLD_AT_ONCE = 200  # workers in a message, which has a file for each; SCM_MAX_FD is 253
 LAUNCH = Path(__file__).with_name("launch.py")
 GUARD = Path(__file__).with_name("guard.py")
@@ -184,20 +185,7 @@ def prepare(path: Path | None, user: tuple[str, int, int] | None, *, bind: bool)
     if user is not None:
         os.chown(path.parent, user[1], user[2])
     path.unlink(missing_ok=True)
-    if not bind:
-        return None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        previous = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(previous)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    return bind_unix(path) if bind else None
 
 
 def start(
