@@ -156,6 +156,17 @@ pools: {{app: {{targets: ["{target}"]}}}}
     return path
 
 
+def family_of(where: Path, *, fronts: int, drain: str) -> str:
+    """The part of a configuration that says where a family lives: all of it in `where`, on a free port."""
+    return f"""\
+state_dir: {where}
+control: {{socket: {where}/control.sock}}
+log: {{access: {{to: "off"}}, error: {{to: "{where}/error.log"}}}}
+listen: {{http: {{port: 0}}}}
+fronts: {fronts}
+timeouts: {{drain: {drain}}}"""
+
+
 def command(path: Path) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "frontd", "serve", "-c", str(path)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from tests.processes.house import PATIENCE, House
+from tests.processes.house import PATIENCE, House, family_of
 
 APP = Path(__file__).with_name("worker_app.py")
 COMMAND = (sys.executable, str(APP), "fd:{fd}")
@@ -27,12 +27,7 @@ def written(where: Path, *, more: str = "", fronts: int = 1, wait: str = "30s") 
     path = where / "frontd.yaml"
     path.write_text(
         f"""
-state_dir: {where}
-control: {{socket: {where}/control.sock}}
-log: {{access: {{to: "off"}}, error: {{to: "{where}/error.log"}}}}
-listen: {{http: {{port: 0}}}}
-fronts: {fronts}
-timeouts: {{drain: 2s}}
+{family_of(where, fronts=fronts, drain="2s")}
 sites: {{main: {{urls: ["http://*/"], routes: {{/: shop}}}}}}
 pools:
   shop: {{attach: {{socket: {where}/shop/s, mode: "0666"}}, queue: {{wait: {wait}}}}}

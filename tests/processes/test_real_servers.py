@@ -18,7 +18,7 @@ import trio
 from websockets.sync.client import connect
 
 from frontd.processes.frontd_app import client_of
-from tests.processes.house import House, family, has_ended, kill, serving, started
+from tests.processes.house import House, family, family_of, has_ended, kill, serving, started
 from tests.wire import Line
 
 HERE = Path(__file__).parent
@@ -46,12 +46,7 @@ def written(where: Path, server: str, *, more: str = "", environment: str = "") 
     path = where / "frontd.yaml"
     path.write_text(
         f"""
-state_dir: {where}
-control: {{socket: {where}/control.sock}}
-log: {{access: {{to: "off"}}, error: {{to: "{where}/error.log"}}}}
-listen: {{http: {{port: 0}}}}
-fronts: 1
-timeouts: {{drain: 8s}}
+{family_of(where, fronts=1, drain="8s")}
 trusted_proxies: [127.0.0.0/8]
 sites: {{main: {{urls: ["http://*/"], routes: {{/: app}}}}}}
 pools:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.processes.house import House, family, has_ended, kill, serving
+from tests.processes.house import House, family, family_of, has_ended, kill, serving
 from tests.scenarios.test_control_api import OPERATIONS, faults
 
 APP = Path(__file__).with_name("worker_app.py")
@@ -34,12 +34,7 @@ def written(where: Path, workers: str, *, queue: str = "limit: 1000", word: str 
     path = where / "frontd.yaml"
     path.write_text(
         f"""
-state_dir: {where}
-control: {{socket: {where}/control.sock}}
-log: {{access: {{to: "off"}}, error: {{to: "{where}/error.log"}}}}
-listen: {{http: {{port: 0}}}}
-fronts: {fronts}
-timeouts: {{drain: 8s}}
+{family_of(where, fronts=fronts, drain="8s")}
 sites: {{main: {{urls: ["http://*/"], routes: {{/: app}}}}}}
 pools:
   app:
